@@ -1,0 +1,48 @@
+"""
+Run a shell script of ``files/`` on a host.
+
+The script, its values and any secret among them travel over stdin to ``sh -s``, so that nothing of them stands in
+argv, in pyinfra's logs or in a temporary file. A script is plain POSIX sh that ``shellcheck`` can read: it defines
+``main`` and takes its values from variables, which are set in front of it.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pyinfra.api import StringCommand
+
+from settings.secret import Secret
+
+FILES = Path(__file__).parents[1] / "files"
+
+Value = str | int | bool | Secret
+
+
+def _assign(variable: str, value: Value) -> str:
+    if isinstance(value, Secret):
+        text = value.unmask()
+    elif isinstance(value, bool):
+        text = "yes" if value else ""
+    else:
+        text = str(value)
+    return f"{variable}={shlex.quote(text)}"
+
+
+def text(scripts: Sequence[str], variables: Mapping[str, Value]) -> str:
+    """Return the whole program: the variables, the scripts in order, and the call of ``main``."""
+    parts = [_assign(variable, value) for variable, value in variables.items()]
+    parts += [(FILES / script).read_text() for script in scripts]
+    # stdin is the program itself: a command that reads stdin would swallow the rest of it.
+    parts.append("main </dev/null")
+    return "\n".join(parts) + "\n"
+
+
+def run(*scripts: str, **variables: Value) -> StringCommand:
+    """
+    Return the command that runs scripts of ``files/`` (paths relative to it) as one program on the host.
+
+    + scripts: read in order, the last one defines ``main``
+    + variables: shell variables; ``True`` is ``yes``, ``False`` is empty, a ``Secret`` is unmasked here and only here
+    """
+    return StringCommand("sh -s", _stdin=text(scripts, variables))
