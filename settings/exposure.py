@@ -1,0 +1,22 @@
+"""What a host lets in: the one source for its firewall and for the scan that proves it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from settings.fields import Line, Many, Model, Network, PortNumber
+
+
+class Port(Model):
+    """One port that is open on purpose.
+
+    + sources: networks that may reach it; empty means anyone, over IPv4 and IPv6
+    + why: shown in the firewall's rule and in reports
+    """
+
+    port: PortNumber
+    proto: Literal["tcp", "udp"] = "tcp"
+    sources: Many[Network] = ()
+    why: Annotated[Line, Field(min_length=1)]

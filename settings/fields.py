@@ -1,0 +1,134 @@
+"""Types of single values that several models share: each says its rule in words when a value breaks it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from settings.errors import broken
+
+
+class Model(BaseModel):
+    """Frozen, strict (no '8000' for 8000), and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def matching(pattern: str, rule: str, hint: str = "") -> AfterValidator:
+    """Return a validator for text that must match `pattern` as a whole."""
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not compiled.fullmatch(value):
+            raise broken(rule, hint)
+        return value
+
+    return AfterValidator(check)
+
+
+def _sequence(value: Any) -> Any:
+    """Take a list where a tuple is meant; a text would silently become its letters."""
+    if isinstance(value, str):
+        raise broken("must be a list", f"write [{value!r}]")
+    if not isinstance(value, list | tuple):
+        raise broken("must be a list")
+    return tuple(value)
+
+
+def _distinct(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    doubles = sorted({str(item) for item in value if value.count(item) > 1 and isinstance(item, str | int)})
+    if doubles:
+        raise broken(f"must not name {', '.join(doubles)} twice")
+    return value
+
+
+def _one_line(value: str) -> str:
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in value):
+        raise broken("must be one line without control characters")
+    return value
+
+
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+
+
+def _domain(value: str) -> str:
+    if "//" in value:
+        raise broken("must be a domain name, not a URL", f"write {value.split('//')[1].split('/')[0]!r}")
+    if value != value.lower():
+        raise broken("must be in lower case", f"write {value.lower()!r}")
+    if len(value) > 253 or not re.fullmatch(rf"{_LABEL}(?:\.{_LABEL})+", value.removeprefix("*.")):
+        raise broken("must be a domain name such as 'gateway.example.org'")
+    if re.fullmatch(r"[0-9.]+", value):
+        raise broken("must be a domain name, not an IP address")
+    return value
+
+
+def _host_domain(value: str) -> str:
+    if value.startswith("*."):
+        raise broken("must not be a wildcard")
+    return _domain(value)
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError:
+        try:
+            wider = str(ipaddress.ip_network(value, strict=False))
+        except ValueError:
+            raise broken("must be an IP network such as '10.0.0.0/8' or '2001:db8::/32'") from None
+        raise broken("must be an IP network without host bits", f"write {wider!r}") from None
+
+
+_DAY = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9])?"
+_CALENDAR = (
+    rf"(?:(?:{_DAY}(?:(?:,|\.\.){_DAY})*) )?"
+    rf"(?:\*-(?:\*|0[1-9]|1[0-2])-(?:\*|0[1-9]|[12][0-9]|3[01]) )?{_CLOCK}"
+)
+
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], AfterValidator(_distinct), BeforeValidator(_sequence)]
+"""A list in the inventory, a tuple in the model; no member twice."""
+
+Line = Annotated[str, AfterValidator(_one_line)]
+"""Text that is safe in a line of a configuration file."""
+
+PortNumber = Annotated[int, Field(ge=1, le=65535)]
+HighPort = Annotated[int, Field(ge=1024, le=65535)]
+"""A port that an unprivileged service may bind."""
+
+Domain = Annotated[str, AfterValidator(_host_domain)]
+WildcardDomain = Annotated[str, AfterValidator(_domain)]
+Network = Annotated[str, AfterValidator(_network)]
+Email = Annotated[str, matching(r"[^@\s]+@[^@\s.]+(?:\.[^@\s.]+)+", "must be an e-mail address")]
+Calendar = Annotated[
+    str,
+    matching(
+        _CALENDAR, "must be a time of systemd's OnCalendar such as '02:00', 'Sun 04:00' or '*-*-01 03:30'"
+    ),
+]
+"""The subset of systemd.time(7) that is documented here; in the host's time zone."""
+ClockTime = Annotated[
+    str, matching(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]", "must be a time of day such as '03:30'")
+]
+Size = Annotated[str, matching(r"[1-9][0-9]*[KMGT]", "must be a size such as '500M' or '2G'")]
+TimeSpan = Annotated[
+    str,
+    matching(
+        r"[1-9][0-9]*(?:s|min|h|day|week|month|year)s?", "must be a time span such as '12h' or '1month'"
+    ),
+]
+Package = Annotated[str, matching(r"[a-z0-9][a-z0-9+.-]+", "must be the name of a Debian package")]
+User = Annotated[
+    str, matching(r"[a-z_][a-z0-9_-]{0,31}", "must be a user name of small letters, digits, _ and -")
+]
+EnvName = Annotated[
+    str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "must be a variable name of letters, digits and _")
+]
+AbsolutePath = Annotated[
+    str, matching(r"/[^\s\x00-\x1f'\"\\$*?]*", "must be an absolute path without spaces")
+]

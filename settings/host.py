@@ -1,0 +1,207 @@
+"""All settings of one host and of a whole inventory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from settings import inventory
+from settings.backup import Backup
+from settings.base import Base
+from settings.certificate import Certificate
+from settings.errors import Fault, SettingsError
+from settings.exposure import Port
+from settings.gateway import Gateway
+from settings.requirements import Requirements, merged
+from settings.secret_sources import Sources
+from settings.section import Section, load_section, run_rule
+
+COMMON: dict[str, type[Section]] = {"base": Base, "certificate": Certificate, "backup": Backup}
+"""Sections of every host."""
+
+SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway}
+"""Sections of the hosts in the group of the same name. A new system is added here and as a field of Host."""
+
+SECTIONS = COMMON | SYSTEMS
+ROLE_GROUPS = ("ci_runner",)
+"""Groups without settings of their own yet."""
+
+EXPERIMENTAL_GROUPS = frozenset({"lab", "dev"})
+"""Groups (an inventory's file name is one) in which debug settings are allowed."""
+
+CONTAINER_GROUPS = ("mcbench", "codeclashers", "liap", "ci_runner")
+"""Systems whose containers need the kernel to forward packets."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The settings of one host: what deploy code reads instead of host data."""
+
+    name: str
+    groups: frozenset[str]
+    base: Base
+    certificate: Certificate
+    backup: Backup
+    gateway: Gateway | None = None
+
+    @property
+    def systems(self) -> tuple[Section, ...]:
+        """The settings of the systems that run here."""
+        return tuple(system for name in SYSTEMS if (system := getattr(self, name, None)) is not None)
+
+    @property
+    def exposure(self) -> tuple[Port, ...]:
+        """Every port that may be reached from outside, in numerical order."""
+        ports = [*self.base.ports(), *(port for system in self.systems for port in system.ports())]
+        return tuple(sorted(set(ports), key=lambda port: (port.port, port.proto, port.sources)))
+
+    @property
+    def requirements(self) -> Requirements:
+        """What the host must be before the first change."""
+        return merged([self.base.needs(), *(system.needs() for system in self.systems)])
+
+    @property
+    def hostname(self) -> str:
+        """The host name to set: `base_hostname`, or the name in the inventory."""
+        return self.base.hostname or self.name
+
+
+def load_host(name: str, groups: Iterable[str], data: Mapping[str, Any], *, resolve: bool = True) -> Host:
+    """Return the settings of one host. Raise SettingsError with all of its faults.
+
+    + resolve: False leaves secrets unresolved (for plans of an inventory, checks and documentation)
+    """
+    host, faults = _load(name, frozenset(groups), data, Sources() if resolve else None)
+    if faults:
+        raise SettingsError(faults)
+    return host
+
+
+def load_fleet(
+    hosts: Iterable[tuple[str, Iterable[str], Mapping[str, Any]]],
+    *,
+    resolve: Collection[str] = (),
+    groups: Mapping[str, Collection[str]] | None = None,
+) -> dict[str, Host]:
+    """Return the settings of all hosts of an inventory by name. Raise SettingsError with every fault of every host.
+
+    + hosts: (name, groups, data) of each
+    + resolve: names of the hosts whose secrets are needed now
+    + groups: all groups of the inventory with their hosts' names, also those that have none
+    """
+    listed = [(name, frozenset(its_groups), data) for name, its_groups, data in hosts]
+    if groups is None:
+        groups = _members(listed)
+    known = [*SYSTEMS, *ROLE_GROUPS]
+    faults = list(inventory.group_faults(groups, known, _all_keys()))
+    faults += inventory.address_faults({name: data for name, _, data in listed})
+    sources = Sources()
+    loaded: dict[str, Host] = {}
+    for name, its_groups, data in listed:
+        loaded[name], its_faults = _load(name, its_groups, data, sources if name in resolve else None)
+        faults += its_faults
+    if faults:
+        raise SettingsError(faults)
+    return loaded
+
+
+def _members(listed: Iterable[tuple[str, frozenset[str], Mapping[str, Any]]]) -> dict[str, list[str]]:
+    members: dict[str, list[str]] = defaultdict(list)
+    for name, its_groups, _ in listed:
+        for group in its_groups:
+            members[group].append(name)
+    return members
+
+
+def _all_keys() -> list[str]:
+    return [key for section in SECTIONS.values() for key in section.flat_keys()]
+
+
+def _load(
+    name: str, groups: frozenset[str], data: Mapping[str, Any], sources: Sources | None
+) -> tuple[Host, list[Fault]]:
+    """Return the host and its faults; with faults the host may be incomplete and is not for use."""
+    prefixes = tuple(section.prefix for section in SECTIONS.values())
+    faults = list(inventory.key_faults(name, data, prefixes, _all_keys()))
+    sections: dict[str, Section] = {}
+    for key, section in SECTIONS.items():
+        if key in COMMON or key in groups:
+            sections[key], its_faults = load_section(section, name, data, sources)
+            faults += its_faults
+        else:
+            # group_data/all.py and --data reach every host: a known key of a system that is not here is no fault
+            faults += inventory.unknown_keys(name, data, section.prefix, section.flat_keys())
+    host = Host(name=name, groups=groups, **sections)  # type: ignore[arg-type]
+    for check in (_debug_faults, _certificate_faults, _backup_faults, _sysctl_faults, _port_faults):
+        faults += run_rule(lambda check=check: check(host), incomplete=bool(faults))  # type: ignore[misc]
+    return host, faults
+
+
+def _backup_faults(host: Host) -> Iterator[Fault]:
+    if host.gateway and host.backup.enabled and not host.backup.password:
+        yield Fault(
+            "backup_password",
+            "is required to back up the gateway",
+            host=host.name,
+            hint="write backup_password = 'env:BACKUP_PASSWORD', or backup_enabled = False",
+        )
+
+
+def _sysctl_faults(host: Host) -> Iterator[Fault]:
+    if any(group.startswith(CONTAINER_GROUPS) for group in host.groups):
+        for key, value in host.base.sysctl.items():
+            if value == "0" and ("forward" in key or key.startswith("net.bridge.bridge-nf-call")):
+                yield Fault(f"base_sysctl.{key}", "must not be 0: containers need it", value, host=host.name)
+
+
+def _debug_faults(host: Host) -> Iterator[Fault]:
+    if host.gateway and not host.groups & EXPERIMENTAL_GROUPS:
+        for field in ("debug", "reload"):
+            if getattr(host.gateway, field):
+                yield Fault(
+                    f"gateway_{field}", "must be False outside the groups lab and dev", True, host=host.name
+                )
+
+
+def _certificate_faults(host: Host) -> Iterator[Fault]:
+    if not host.gateway or host.certificate.mode != "acme":
+        return
+    if not host.certificate.email:
+        yield Fault(
+            "certificate_email",
+            "is required when certificate_mode is 'acme'",
+            host=host.name,
+            hint="write certificate_email = 'ops@example.org'",
+        )
+    wild = [name for name in host.gateway.domains if name.startswith("*.")]
+    if wild and host.certificate.challenge == "http-01":
+        yield Fault(
+            "gateway_extra_domains",
+            "must hold no wildcard when certificate_challenge is 'http-01'",
+            wild[0],
+            "write certificate_challenge = 'dns-01'",
+            host.name,
+        )
+
+
+def _port_faults(host: Host) -> Iterator[Fault]:
+    """Two parts of a host must not claim one port, and nothing opened may be a port that stays on 127.0.0.1."""
+    owners: dict[tuple[int, str], str] = {(number, "tcp"): "base_ssh_ports" for number in host.base.ssh_ports}
+    for system in host.systems:
+        for claim in system.needs().ports:
+            owner = owners.setdefault((claim.port, claim.proto), system.prefix.rstrip("_"))
+            if owner != system.prefix.rstrip("_"):
+                key = next(
+                    (n for n in ("port", "standby_port") if getattr(system, n, 0) == claim.port), "domain"
+                )
+                yield Fault(
+                    f"{system.prefix}{key}", f"must not use a port of {owner}", claim.port, host=host.name
+                )
+    for number, port in enumerate(host.base.exposure):
+        if (port.port, port.proto) in owners:
+            owner = owners[port.port, port.proto]
+            yield Fault(
+                f"base_exposure[{number}].port", f"must not be a port of {owner}", port.port, host=host.name
+            )
