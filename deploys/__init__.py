@@ -19,7 +19,7 @@ def current() -> Host:
     Loaded once per host and process: config.py has validated the same data before any connection.
     Raise DeployError with every fault of the host (a secret can have gone meanwhile).
     """
-    host = ctx_host.get()
+    host = ctx_host.get()  # type: ignore[no-untyped-call]
     if host is None:
         raise DeployError("current: needs a host, call it in deploy code")
     if host not in _loaded:

@@ -95,7 +95,7 @@ def load_fleet(
     if groups is None:
         groups = _members(listed)
     known = [*SYSTEMS, *ROLE_GROUPS]
-    faults = list(inventory.group_faults(groups, known, _all_keys()))
+    faults = list(inventory.group_faults(groups, known, _list_keys()))
     faults += inventory.address_faults({name: data for name, _, data in listed})
     sources = Sources()
     loaded: dict[str, Host] = {}
@@ -117,6 +117,15 @@ def _members(listed: Iterable[tuple[str, frozenset[str], Mapping[str, Any]]]) ->
 
 def _all_keys() -> list[str]:
     return [key for section in SECTIONS.values() for key in section.flat_keys()]
+
+
+def _list_keys() -> list[str]:
+    return [
+        section.prefix + name
+        for section in SECTIONS.values()
+        for name, info in section.model_fields.items()
+        if isinstance(info.default, tuple)
+    ]
 
 
 def _load(

@@ -99,14 +99,14 @@ def unknown_keys(host: str, data: Mapping[str, Any], prefix: str, keys: Collecti
 
 
 def group_faults(
-    groups: Mapping[str, Collection[str]], known: Collection[str], keys: Collection[str]
+    groups: Mapping[str, Collection[str]], known: Collection[str], list_keys: Collection[str]
 ) -> Iterator[Fault]:
     """Yield groups that look like a misspelled system, and lists of settings that pyinfra took for groups."""
-    fields = {key.partition("_")[2]: key for key in keys}
+    fields = {key.partition("_")[2]: key for key in list_keys}
     for group, members in groups.items():
         if group in known or group.startswith(tuple(f"{name}_" for name in known)):
             continue
-        if key := group if group in keys else fields.get(group):
+        if key := group if group in list_keys else fields.get(group):
             if members:
                 names = ", ".join(sorted(members)[:3])
                 yield Fault(

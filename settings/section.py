@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, cast, get_args
 
 from pydantic import ValidationError, ValidationInfo, field_validator
 
@@ -89,7 +89,7 @@ def load_section(
             from_pydantic(detail, section.prefix, host, *_known_and_example(section, detail["loc"]))
             for detail in details
         ]
-        model = section.model_construct(**loading.valid)
+        model = cast(S, section.model_construct(**loading.valid))
         for detail in error.errors(include_url=False):
             model.__dict__.pop(str(detail["loc"][0]), None)
     for check in section.rules():

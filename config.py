@@ -1,0 +1,74 @@
+"""pyinfra's own configuration file, read from the directory that pyinfra is started in.
+
+The CLI runs it, then makes the inventory, calls `state.init`, and connects. Everything that can be refused without a
+connection is refused at `state.init`: bad settings, an inventory or a --limit without hosts, options that leak.
+"""
+
+import sys
+from fnmatch import fnmatch
+
+import click
+from pyinfra.context import ctx_state
+from pyinfra_cli.exceptions import CliError
+
+from settings import SettingsError, load_fleet
+
+
+def _patterns_without_hosts(inventory, options):
+    """Yield each --limit and --exclude that matches no host: pyinfra itself goes on and exits 0."""
+    for option in ("limit", "exclude"):
+        for pattern in options.get(option) or ():
+            members = inventory.groups.get(pattern)
+            if not (members if members is not None else [h for h in inventory if fnmatch(h.name, pattern)]):
+                yield f"--{option} {pattern}: matches no host of the inventory"
+
+
+def _leaking_options(config, options):
+    """Yield options with which pyinfra would put a secret on a screen, in a log or in a process list."""
+    if options.get("use_sudo_password") or options.get("same_sudo_password") or config.SUDO_PASSWORD:
+        yield (
+            "--use-sudo-password, --same-sudo-password: must not be used, allow sudo without a password (NOPASSWD): "
+            "the password would show in the host's process list"
+        )
+    if options.get("ssh_password_prompt"):
+        yield "--ssh-password-prompt: must not be used, log in with a key: pyinfra --debug prints passwords"
+
+
+def _check(inventory, config, initial_limit):
+    """Raise CliError with everything that is wrong with this run."""
+    context = click.get_current_context(silent=True)
+    options = context.params if context else {}
+    faults = [*_patterns_without_hosts(inventory, options), *_leaking_options(config, options)]
+    if not len(inventory):
+        faults.append("the inventory has no host")
+    elif initial_limit == [] and not faults:
+        faults.append("--limit and --exclude leave no host")
+
+    # debug-inventory, fact and exec need no secret; functions of deploys/ and operations/ ask for theirs when they run
+    runs_deploy = all(str(command).endswith(".py") for command in options.get("operations", ()))
+    wanted = inventory if initial_limit is None else initial_limit
+    try:
+        load_fleet(
+            [(host.name, host.groups, host.data.dict()) for host in inventory],
+            resolve=[host.name for host in wanted] if runs_deploy else [],
+            groups={name: [host.name for host in hosts] for name, hosts in inventory.groups.items()},
+        )
+    except SettingsError as error:
+        faults += error.lines()
+    if faults:
+        raise CliError(
+            "\n".join([f"{len(faults)} fault{'s' * (len(faults) > 1)} found before any connection", *faults])
+        )
+
+
+def _wrap(init):
+    def checked_init(inventory, config, initial_limit=None):
+        _check(inventory, config, initial_limit)
+        init(inventory, config, initial_limit=initial_limit)
+
+    return checked_init
+
+
+if "pyinfra_cli.cli" in sys.modules:
+    _state = ctx_state.get()
+    _state.init = _wrap(_state.init)

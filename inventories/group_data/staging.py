@@ -1,0 +1,3 @@
+"""Hosts of inventories/staging.py."""
+
+certificate_staging = True
