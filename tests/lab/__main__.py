@@ -1,0 +1,90 @@
+"""``python -m tests.lab``: boot, look at, reset and remove the lab by hand."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from tests.lab import hosts, image, topology
+from tests.lab.hosts import LabHost
+from tests.lab.lab import down
+from tests.lab.state import SLOTS, LabError, default_slot
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - a command-line program
+
+
+def _images(_: argparse.Namespace) -> None:
+    for release in image.RELEASES:
+        for layer in image.LAYERS:
+            started = time.monotonic()
+            image.get(release, layer)
+            _say(f"image {release}/{layer}: {time.monotonic() - started:.1f} s")
+
+
+def _up(arguments: argparse.Namespace) -> None:
+    started = time.monotonic()
+    lab, new = topology.boot(arguments.layer)
+    for host in sorted(lab.hosts.values(), key=lambda host: host.plan.index):
+        state = "booted" if host.name in new else "runs already"
+        _say(f"{host.name:10} {host.address:14} {host.address6:12} {host.plan.release:9} {state}")
+    _say(f"{len(lab.hosts)} hosts: {time.monotonic() - started:.1f} s")
+
+
+def _down(arguments: argparse.Namespace) -> None:
+    removed = down([arguments.slot] if arguments.slot is not None else list(SLOTS))
+    _say("\n".join(f"removed {what}" for what in removed) or "nothing to do")
+
+
+def _reset(arguments: argparse.Namespace) -> None:
+    started = time.monotonic()
+    LabHost.find(default_slot(), arguments.name).reset()
+    _say(f"{arguments.name}: pristine after {time.monotonic() - started:.1f} s")
+
+
+def _status(_: argparse.Namespace) -> None:
+    for slot in SLOTS:
+        for plan in hosts.plans(slot):
+            host = LabHost(plan)
+            state = "running" if host.running else "off"
+            _say(f"slot {slot}  {host.name:20} {host.address:14} {plan.release}/{plan.layer:9} {state}")
+
+
+def _ssh(arguments: argparse.Namespace) -> None:
+    argv = [*LabHost.find(default_slot(), arguments.name).ssh_argv, *arguments.command]
+    os.execvp(argv[0], argv)
+
+
+def main() -> None:
+    """Parse the command line and do what it says; the slot comes from HOSTWRIGHT_LAB_SLOT."""
+    parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("images", help="build the images that are missing").set_defaults(do=_images)
+    up = commands.add_parser("up", help="boot the hosts of inventories/lab.py")
+    up.add_argument("--layer", choices=image.LAYERS, default="bare")
+    up.set_defaults(do=_up)
+    gone = commands.add_parser("down", help="remove everything the lab made, images and caches apart")
+    gone.add_argument("--slot", type=int, choices=SLOTS, help="only this slot (default: all)")
+    gone.set_defaults(do=_down)
+    reset = commands.add_parser("reset", help="make one host pristine again")
+    reset.add_argument("name")
+    reset.set_defaults(do=_reset)
+    commands.add_parser("status", help="list the hosts of all slots").set_defaults(do=_status)
+    ssh = commands.add_parser("ssh", help="log in to a host, or run a command on it")
+    ssh.add_argument("name")
+    ssh.add_argument("command", nargs=argparse.REMAINDER)
+    ssh.set_defaults(do=_ssh)
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        sys.exit("tests.lab: needs root (network namespaces, mounts): run it with sudo")
+    try:
+        arguments.do(arguments)
+    except LabError as error:
+        sys.exit(f"tests.lab: {error}")
+
+
+if __name__ == "__main__":
+    main()

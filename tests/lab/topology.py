@@ -1,0 +1,64 @@
+"""inventories/lab.py as a topology: the same declaration is pyinfra's inventory and the list of hosts to boot."""
+
+from __future__ import annotations
+
+import runpy
+from typing import Any
+
+from tests.lab import hosts, network
+from tests.lab.lab import Lab
+from tests.lab.state import REPOSITORY, LabError, default_slot
+
+INVENTORY = REPOSITORY / "inventories" / "lab.py"
+
+Entry = tuple[str, dict[str, Any]]
+
+
+def declare(name: str, index: int, release: str = "bookworm", **data: object) -> Entry:
+    """Declare one lab host, as an entry of a pyinfra inventory.
+
+    + index: last part of its addresses in the slot, 2 to 99
+    + release: "bookworm" or "trixie"
+    + data: further host data
+    """
+    if not 2 <= index < 100:
+        raise LabError(f"{name}: index: 2 to 99, got {index}")
+    slot = default_slot()
+    connection = hosts.connection(slot, network.address(slot, index))
+    return name, {**connection, "lab_release": release, "lab_index": index, **data}
+
+
+def declared() -> dict[str, Entry]:
+    """Return all hosts of the lab inventory by name, strangers (``_stranger``) included."""
+    found: dict[str, Entry] = {}
+    for value in runpy.run_path(str(INVENTORY)).values():
+        members = value if isinstance(value, list) else [value]
+        for member in members:
+            if isinstance(member, tuple) and len(member) == 2 and "lab_index" in member[1]:
+                found[member[0]] = member
+    return found
+
+
+def groups() -> dict[str, list[str]]:
+    """Return the group names of the lab inventory, each with the names of its hosts."""
+    return {
+        group: [entry[0] for entry in value]
+        for group, value in runpy.run_path(str(INVENTORY)).items()
+        if not group.startswith("_") and isinstance(value, list)
+    }
+
+
+def boot(layer: str = "bare") -> tuple[Lab, list[str]]:
+    """Boot what the topology declares and is not running yet; return the lab and the names of newly made hosts."""
+    lab = Lab()
+    existing = {plan.name for plan in hosts.plans(lab.slot)}
+    wanted = []
+    for name, (_, data) in declared().items():
+        if name in existing:
+            found = hosts.LabHost.find(lab.slot, name)
+            found.boot()
+            lab.hosts[name] = found
+        else:
+            wanted.append((name, str(data["lab_release"]), layer, int(data["lab_index"])))
+    lab.boot_all(*wanted)
+    return lab, [words[0] for words in wanted]
