@@ -15,8 +15,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from pyinfra import host
+from pyinfra import host, logger
 from pyinfra.api import OperationError, OperationValueError, StringCommand, operation
+from pyinfra.facts.files import FileContents
+from pyinfra.operations.util.files import generate_color_diff
 
 from facts.fileset import FileSet, FileSetState, PathState
 from operations import script
@@ -189,6 +191,31 @@ def _payload(files: Sequence[File]) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def _may_be_shown(entry: File, found: PathState | None) -> bool:
+    """Whether neither the new nor the old content is closed to others on the host."""
+    return int(entry.mode, 8) & 0o004 != 0 and (found is None or int(found.mode, 8) & 0o004 != 0)
+
+
+def _show_diff(entries: Sequence[Entry], state: FileSetState) -> None:
+    """Log what ``--diff`` asks for; of a file that others may not read on the host, only its name."""
+    for entry in entries:
+        found = state.paths.get(entry.path)
+        host.log(f"Will {'modify' if found else 'create'} {entry.kind} {entry.path}", logger.info)
+        if not isinstance(entry, File) or not _content_differs(entry, found):
+            continue
+        if isinstance(entry.content, Secret) or not _may_be_shown(entry, found):
+            logger.info("  (content not shown: the file is closed to others)")
+            continue
+        try:
+            wanted = entry.data.decode().splitlines()
+        except UnicodeDecodeError:
+            logger.info("  (binary)")
+            continue
+        current = host.get_fact(FileContents, path=entry.path) if found and found.kind == "f" else []
+        for line in generate_color_diff(current or [], wanted):
+            logger.info("  %s", line)
+
+
 def _manifest(entries: Sequence[Entry]) -> str:
     return "\n".join("|".join((e.kind, e.path, e.mode, e.owner, e.group, e.target)) for e in entries)
 
@@ -256,7 +283,11 @@ def files(
     changed += [entry for entry in entries if entry.path in unfinished and entry not in changed]
 
     wanted_hash = content_hash(
-        [(e.path, e.sha256 if isinstance(e, File) else e.target or e.kind) for e in entries if e.kind != "directory"]
+        [
+            (e.path, e.sha256 if isinstance(e, File) else e.target or e.kind)
+            for e in entries
+            if e.kind != "directory"
+        ]
     )
     newest = max((state.paths[path].changed for path in read_paths if path in state.paths), default=0.0)
     content_changed = any(_content_differs(entry, state.paths.get(entry.path)) for entry in changed)
@@ -266,6 +297,9 @@ def files(
     if not changed and not do_act and not do_apply:
         host.noop(f"{len(entries)} paths are as wanted")
         return
+
+    if host.state.config.DIFF:
+        _show_diff(changed, state)
 
     yield script.run(
         "unit/act.sh",

@@ -87,7 +87,9 @@ def unit(
     do_start = running and not current.is_active
     do_stop = not running and current.active not in ("inactive", "failed")
     do_reload_files = exists and current.needs_daemon_reload
-    do_act = running and current.is_active and bool(inputs) and owes_action(state, inputs_hash, action, newest)
+    do_act = (
+        running and current.is_active and bool(inputs) and owes_action(state, inputs_hash, action, newest)
+    )
     # A unit file that systemd has not read yet is one that the unit does not run on.
     do_restart = running and current.is_active and do_reload_files and action == "restart"
 

@@ -70,20 +70,28 @@ def test_set_noop_update_unset(host, provision):
     assert again.changed == []
     assert host.run("stat -c '%i %Z' /etc/shop/*").stdout == inodes
 
-    host.run("chmod 0666 /etc/shop/key; echo drift >> /etc/shop/a.conf; rm /etc/shop/link; ln -s /etc/passwd /etc/shop/link")
+    host.run(
+        "chmod 0666 /etc/shop/key; echo drift >> /etc/shop/a.conf; rm /etc/shop/link; ln -s /etc/passwd /etc/shop/link"
+    )
     healed = provision(host, files(entries))
     assert healed.changed == ["Write files"]
     assert host.run("stat -c '%n %a %U %G %F' /etc/shop /etc/shop/*").stdout.splitlines() == stat
     assert host.read("/etc/shop/link") == "ä $HOME \\ `x`\n"
 
-    gone = provision(host, files("Absent('/etc/shop/a.conf'), Absent('/etc/shop/link'), Absent('/etc/shop/never')"))
+    gone = provision(
+        host, files("Absent('/etc/shop/a.conf'), Absent('/etc/shop/link'), Absent('/etc/shop/never')")
+    )
     assert gone.changed == ["Write files"]
     assert host.run("ls -A /etc/shop").stdout.split() == ["key"]
 
 
 def test_directory_is_never_removed_for_a_file(host, provision):
     host.run("mkdir -p /etc/precious && echo data > /etc/precious/data")
-    for entries in ("File('/etc/precious', 'x')", "Absent('/etc/precious')", "Symlink('/etc/precious', '/tmp')"):
+    for entries in (
+        "File('/etc/precious', 'x')",
+        "Absent('/etc/precious')",
+        "Symlink('/etc/precious', '/tmp')",
+    ):
         run = provision(host, files(entries))
         assert not run.ok
         assert "/etc/precious: is a directory" in run.stdout + run.stderr
@@ -98,13 +106,21 @@ def test_unknown_owner_is_refused_before_any_change(host, provision):
 
 
 def test_candidates_are_validated_where_they_will_stand_and_nothing_changes_when_they_fail(host, provision):
-    host.run("mkdir -p /etc/val && echo old > /etc/val/a && echo stays > /etc/val/b && echo goes > /etc/val/c")
+    host.run(
+        "mkdir -p /etc/val && echo old > /etc/val/a && echo stays > /etc/val/b && echo goes > /etc/val/c"
+    )
     validate = 'test "$(cat /etc/val/a)" = new && grep -q stays /etc/val/b && test ! -e /etc/val/c'
-    bad = provision(host, files("File('/etc/val/a', 'other\\n'), Absent('/etc/val/c')", validate=validate, within="/etc/val"))
+    bad = provision(
+        host,
+        files("File('/etc/val/a', 'other\\n'), Absent('/etc/val/c')", validate=validate, within="/etc/val"),
+    )
     assert not bad.ok
     assert "nothing was changed" in bad.stdout + bad.stderr
     assert host.run("cat /etc/val/*").stdout == "old\nstays\ngoes\n"
-    good = provision(host, files("File('/etc/val/a', 'new\\n'), Absent('/etc/val/c')", validate=validate, within="/etc/val"))
+    good = provision(
+        host,
+        files("File('/etc/val/a', 'new\\n'), Absent('/etc/val/c')", validate=validate, within="/etc/val"),
+    )
     assert good.ok, good.stderr
     assert host.run("cat /etc/val/*; ls -A /etc/val").stdout == "new\nstays\na\nb\n"
 
@@ -155,7 +171,9 @@ def test_failing_probe_puts_the_old_files_back(service, provision):
 
 def test_restart_that_a_killed_run_owed_is_done(service, provision):
     # what a run leaves that is killed between the swap and the restart: the new file, and the old one kept beside it
-    service.run("cp -a /etc/demo/demo.conf /etc/demo/.demo.conf.dpkg-old; echo four > /etc/demo/.demo.conf.dpkg-new")
+    service.run(
+        "cp -a /etc/demo/demo.conf /etc/demo/.demo.conf.dpkg-old; echo four > /etc/demo/.demo.conf.dpkg-new"
+    )
     service.run("mv /etc/demo/.demo.conf.dpkg-new /etc/demo/demo.conf")
     run = provision(service, demo("four"))
     assert run.changed == ["Write files"]
@@ -220,8 +238,33 @@ def test_apply_is_done_once_and_again_when_it_was_owed(host, provision):
 
 
 def test_secret_is_nowhere_but_in_its_file(host, provision):
-    run = provision(host, files("File('/etc/canary', Secret('c4n4ry-of-the-mine\\n'), mode='0600')"), extra=["-vvv"])
+    run = provision(
+        host, files("File('/etc/canary', Secret('c4n4ry-of-the-mine\\n'), mode='0600')"), extra=["-vvv"]
+    )
     assert run.ok, run.stderr
     assert "c4n4ry-of-the-mine" not in run.stdout + run.stderr
-    assert host.run("grep -rl c4n4ry-of-the-mine /etc /tmp /var /run /root", check=False).stdout == "/etc/canary\n"
+    assert (
+        host.run("grep -rl c4n4ry-of-the-mine /etc /tmp /var /run /root", check=False).stdout
+        == "/etc/canary\n"
+    )
     assert host.run("stat -c %a /etc/canary").stdout == "600\n"
+
+
+def test_diff_shows_open_files_and_hides_closed_ones(host, provision):
+    host.run(
+        "echo closed-before > /etc/shadowed; chmod 0600 /etc/shadowed; echo old-line > /etc/open; chmod 0644 /etc/open"
+    )
+    run = provision(
+        host,
+        files(
+            "File('/etc/open', 'new-line\\n'), File('/etc/shadowed', 'now-open\\n'), "
+            "File('/etc/hidden', Secret('hidden-word\\n'), mode='0600')"
+        ),
+        dry=True,
+        extra=["--diff"],
+    )
+    shown = run.stdout + run.stderr
+    assert "old-line" in shown
+    assert "new-line" in shown
+    assert not any(word in shown for word in ("closed-before", "now-open", "hidden-word"))
+    assert host.read("/etc/open") == "old-line\n"

@@ -14,7 +14,9 @@ def lamp(**arguments: object) -> str:
 
 
 def state(host) -> list[str]:
-    return host.run("systemctl is-active lamp.service; systemctl is-enabled lamp.service", check=False).stdout.split()
+    return host.run(
+        "systemctl is-active lamp.service; systemctl is-enabled lamp.service", check=False
+    ).stdout.split()
 
 
 @pytest.fixture
@@ -100,9 +102,18 @@ def test_input_newer_than_the_process_restarts_it_whoever_changed_it(lamp_host, 
     ("text", "message"),
     [
         ("unit.unit('lamp', name='Lamp')", "the unit needs its suffix, e.g. lamp.service, got 'lamp'"),
-        ("unit.unit('lamp.service', action='bounce', name='Lamp')", "action must be 'reload' or 'restart', got 'bounce'"),
-        ("unit.unit('lamp.service', masked=True, name='Lamp')", "masked=True goes with running=False and enabled=False"),
-        ("unit.unit('nosuch.service', name='Lamp')", "nosuch.service: systemd cannot load it (LoadState=not-found)"),
+        (
+            "unit.unit('lamp.service', action='bounce', name='Lamp')",
+            "action must be 'reload' or 'restart', got 'bounce'",
+        ),
+        (
+            "unit.unit('lamp.service', masked=True, name='Lamp')",
+            "masked=True goes with running=False and enabled=False",
+        ),
+        (
+            "unit.unit('nosuch.service', name='Lamp')",
+            "nosuch.service: systemd cannot load it (LoadState=not-found)",
+        ),
     ],
 )
 def test_bad_input_is_refused(lamp_host, provision, text, message):

@@ -45,7 +45,9 @@ def test_fact_of_nothing_is_empty():
 
 
 def test_a_unit_in_a_crash_loop_is_not_active():
-    assert not parse_unit({"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart"}).is_active
+    assert not parse_unit(
+        {"LoadState": "loaded", "ActiveState": "activating", "SubState": "auto-restart"}
+    ).is_active
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,9 @@ def test_action_is_owed_when_the_unit_runs_on_something_older(unit, stamp, actio
 
 @given(
     st.lists(
-        st.tuples(st.text("abcxyz", min_size=1), st.binary(max_size=200), st.sampled_from(["0600", "0644", "0755"])),
+        st.tuples(
+            st.text("abcxyz", min_size=1), st.binary(max_size=200), st.sampled_from(["0600", "0644", "0755"])
+        ),
         max_size=6,
         unique_by=lambda item: item[0],
     )
@@ -159,5 +163,7 @@ def test_payload_holds_every_file_with_its_final_mode(items):
 
 
 def test_hash_does_not_depend_on_the_order_of_entries():
-    assert fileset.content_hash([("/a", "1"), ("/b", "2")]) == fileset.content_hash([("/b", "2"), ("/a", "1")])
+    assert fileset.content_hash([("/a", "1"), ("/b", "2")]) == fileset.content_hash(
+        [("/b", "2"), ("/a", "1")]
+    )
     assert fileset.content_hash([("/a", "1")]) != fileset.content_hash([("/a", "2")])
