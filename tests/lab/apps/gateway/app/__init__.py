@@ -1,0 +1,1 @@
+"""The lab's gateway: small, but with everything a deployment can break."""
