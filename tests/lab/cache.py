@@ -35,6 +35,7 @@ _process = Process(ROOT / "cache.pid")
 def start() -> None:
     """Start the package cache if it does not run."""
     with lock("cache"):
+        network.create_cache_address()
         if _process.pid is None:
             _DIRECTORY.mkdir(parents=True, exist_ok=True)
             _process.start(sys.executable, "-m", "tests.lab.cache", _DIRECTORY, log=ROOT / "cache.log")

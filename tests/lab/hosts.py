@@ -18,13 +18,20 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.lab import cache, faults, image, network
-from tests.lab.state import ROOT, LabError, Process, lock, run, slot_directory, ssh_key, wait_for
+from tests.lab import cache, cgroups, faults, image, network
+from tests.lab.state import LabError, Process, lock, run, slot_directory, ssh_key, wait_for
 
 PIP_CACHE = "/var/cache/lab-pip"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _POWER_OFF = signal.SIGRTMIN + 4  # systemd's "start poweroff.target", see systemd(1), SIGNALS
 _REBOOT_STATUS = 133  # systemd-nspawn --keep-unit leaves the reboot to whoever started it, by this exit status
+# A host has no CAP_SYS_TIME (the clock is the outer machine's); -x lets chronyd run without steering it.
+_CHRONY = """[Unit]
+ConditionCapability=
+[Service]
+ExecStart=
+ExecStart=!/usr/sbin/chronyd -x $DAEMON_OPTS
+"""
 
 
 @dataclass(frozen=True)
@@ -78,9 +85,8 @@ class LabHost:
         + index: last part of both addresses, 2 to 254; by default the first free one from 100
         """
         image.get(release, layer)
-        network.create_cache_address()
-        cache.start()
         network.create(slot)
+        cache.start()
         for plan in plans(slot):
             if plan.name == name:
                 cls(plan).destroy()
@@ -274,9 +280,9 @@ class LabHost:
     def _discard(self) -> None:
         """Switch off without ceremony and drop everything the host has written."""
         self.kill()
-        for point in (self._root,):
-            while os.path.ismount(point):
-                run("umount", point)
+        cgroups.remove(f"{self.plan.slot}-{self.name}")
+        while os.path.ismount(self._root):
+            run("umount", self._root)
         run("rm", "-rf", "--one-file-system", *(self.directory / part for part in ("up", "work", "docker")))
 
     def _make_root(self) -> None:
@@ -295,6 +301,7 @@ class LabHost:
         _put(root / "etc/apt/apt.conf.d/00lab", cache.apt_options())
         _put(root / "etc/pip.conf", cache.pip_configuration(PIP_CACHE))
         _put(root / "root/.ssh/authorized_keys", ssh_key().with_suffix(".pub").read_text(), 0o600)
+        _put(root / "usr/local/lib/systemd/system/chrony.service.d/lab.conf", _CHRONY)
         for suffix, mode in (("", 0o600), (".pub", 0o644)):
             text = (self.directory / f"host_key{suffix}").read_text()
             _put(root / f"etc/ssh/ssh_host_ed25519_key{suffix}", text, mode)
@@ -360,6 +367,7 @@ def _supply_power(plan: Plan) -> None:
     status = _REBOOT_STATUS
     while status == _REBOOT_STATUS:
         network.attach(plan.slot, plan.name, plan.index)
+        groups = cgroups.create(f"{plan.slot}-{plan.name}")
         nspawn = Process(home / "nspawn.pid")
         nspawn.start(
             "systemd-nspawn", "-q", "-D", home / "root", "-b", "--register=no", "--keep-unit", "-M", plan.name,
@@ -372,6 +380,7 @@ def _supply_power(plan: Plan) -> None:
             *_init_arguments(plan.release),
             log=home / "console.log",
             env={"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},  # /proc/sys/net, as far as it is the host's own
+            prepare=lambda groups=groups: cgroups.enter(groups),
         )  # fmt: skip
         status = nspawn.join()
     nspawn.record.unlink(missing_ok=True)

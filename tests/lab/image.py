@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab import cache, network
+from tests.lab import cache
 from tests.lab.state import ROOT, LabError, lock, run
 
 RELEASES = ("bookworm", "trixie")
@@ -116,7 +116,6 @@ def _sources(release: str) -> list[str]:
 
 
 def _build_bare(release: str, path: Path) -> None:
-    network.create_cache_address()
     cache.start()
     options = [f"--aptopt={line.rstrip(';')}" for line in cache.apt_options().splitlines()]
     finish = path / "finish.sh"
@@ -166,7 +165,6 @@ def _fetch_libfaketime(path: Path) -> None:
 
 
 def _build_packages(bare: Path, path: Path) -> None:
-    network.create_cache_address()
     cache.start()
     mount((bare,), path / "upper", path / "work", path / "root")
     policy = path / "root/usr/sbin/policy-rc.d"

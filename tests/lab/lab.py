@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.lab import cache, hosts, network
+from tests.lab import cache, cgroups, hosts, image, network
 from tests.lab.hosts import LabHost
-from tests.lab.state import SLOTS, LabError, Process, default_slot, run, slot_directory
+from tests.lab.state import Process, default_slot, lock, run, slot_directory
 
 
 class Lab:
@@ -42,9 +43,11 @@ class Lab:
         host.destroy()
 
     def close(self) -> None:
-        """Remove the hosts and services made through this object; a lab made by another process stays."""
+        """Remove the hosts and services made through this object, and the slot's network with its last host."""
         for host in list(self.hosts.values()):
             self.destroy(host)
+        if not hosts.plans(self.slot):
+            down([self.slot])
 
 
 def down(slots: list[int]) -> list[str]:
@@ -56,13 +59,15 @@ def down(slots: list[int]) -> list[str]:
     removed: list[str] = []
     for slot in slots:
         removed += _down(slot)
-    if not any(slot_directory(slot).exists() for slot in SLOTS):
-        if cache.stop():
-            removed.append("package cache (process)")
-        try:
+    # An image build needs the cache as well, so it is waited for; locks are taken in the order a build takes them.
+    with contextlib.ExitStack() as locks:
+        for release in image.RELEASES:
+            locks.enter_context(lock(f"image-{release}"))
+        locks.enter_context(lock("network"))
+        if not network.in_use():
+            if cache.stop():
+                removed.append("package cache (process)")
             removed += network.remove_shared()
-        except LabError:
-            pass  # another process has just begun to use a slot
     return removed
 
 
@@ -81,6 +86,7 @@ def _down(slot: int) -> list[str]:
     for point in reversed(points):
         run("umount", point)
         removed.append(f"mount {point}")
+    cgroups.remove_parent(f"{slot}-")
     removed += network.remove(slot)
     if home.exists():
         shutil.rmtree(home)

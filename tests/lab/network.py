@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.lab.state import ROOT, SLOTS, LabError, lock, run
+from tests.lab.state import ROOT, SLOTS, lock, run
 
 CACHE_ADDRESS = "10.78.255.1"
 _CACHE_BRIDGE = "hwlabc"
@@ -151,19 +151,20 @@ def remove(slot: int) -> list[str]:
     return removed
 
 
+def in_use() -> list[int]:
+    """Return the slots whose bridge exists."""
+    return [slot for slot in SLOTS if _link_exists(bridge(slot))]
+
+
 def remove_shared() -> list[str]:
-    """Remove what all slots share, and set forwarding back. Raises LabError while a slot is in use."""
-    with lock("network"):
-        busy = [slot for slot in SLOTS if _link_exists(bridge(slot))]
-        if busy:
-            raise LabError(f"slots in use: {busy}")
-        removed = []
-        if _link_exists(_CACHE_BRIDGE):
-            run("ip", "link", "del", _CACHE_BRIDGE)
-            removed.append(f"bridge {_CACHE_BRIDGE}")
-        memory = ROOT / "ip_forward"
-        if memory.exists():
-            Path("/proc/sys/net/ipv4/ip_forward").write_text(memory.read_text())
-            memory.unlink()
-            removed.append("IPv4 forwarding (set back)")
-        return removed
+    """Remove what all slots share, and set forwarding back; the caller holds the lock "network"."""
+    removed = []
+    if _link_exists(_CACHE_BRIDGE):
+        run("ip", "link", "del", _CACHE_BRIDGE)
+        removed.append(f"bridge {_CACHE_BRIDGE}")
+    memory = ROOT / "ip_forward"
+    if memory.exists():
+        Path("/proc/sys/net/ipv4/ip_forward").write_text(memory.read_text())
+        memory.unlink()
+        removed.append("IPv4 forwarding (set back)")
+    return removed

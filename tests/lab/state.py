@@ -99,13 +99,23 @@ class Process:
         self.record = record
         self._child: subprocess.Popen[bytes] | None = None
 
-    def start(self, *argv: str | Path, log: Path, env: dict[str, str] | None = None) -> None:
-        """Start a process in a session of its own, and record it."""
+    def start(
+        self,
+        *argv: str | Path,
+        log: Path,
+        env: dict[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        """Start a process in a session of its own, and record it.
+
+        + prepare: called in the new process before it becomes the program
+        """
         self.record.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
             self._child = subprocess.Popen(
                 [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, cwd=REPOSITORY, env={**os.environ, **(env or {})},
+                preexec_fn=prepare,
             )  # fmt: skip
         self.record.write_text(f"{self._child.pid} {_start_time(self._child.pid)}\n")
 
