@@ -20,12 +20,17 @@ STARTERS = ("timer", "cron")
 UNITS = "/etc/systemd/system"
 
 _WHEN_FORMS = (
-    "'HH:MM' (daily), 'Sun HH:MM' or 'Mon,Thu HH:MM' (weekly), '15 HH:MM' (that day of the month, 1 to 28), "
-    "'*:MM' (hourly), '*:0/N' (every N minutes, N divides 60)"
+    "'HH:MM' (daily), 'Sun HH:MM', 'Mon,Thu HH:MM' or 'Mon..Fri HH:MM' (weekly), '*-*-15 HH:MM' (monthly), "
+    "'*:MM' (hourly) or '*:0/N' (every N minutes, N divides 60)"
 )
 # cron reads a file of /etc/cron.d only when its name has none but these characters (man cron, "run-parts" rules).
 _JOB = re.compile(r"[a-z0-9][a-z0-9_-]*")
-_CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)")
+_DAY = f"(?:{'|'.join(DAYS)})"
+_MOMENT = re.compile(
+    rf"(?:(?P<days>{_DAY}(?:(?:,|\.\.){_DAY})*) )?"
+    r"(?:\*-(?P<month>\*|0[1-9]|1[0-2])-(?P<date>\*|0[1-9]|[12]\d|3[01]) )?"
+    r"(?P<hour>[01]\d|2[0-3]):(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?"
+)
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:=,@+-]+")
 
 
@@ -53,7 +58,8 @@ class Calendar:
     """
     A moment that comes back, as both schedulers write it.
 
-    + on_calendar: for ``OnCalendar=``; + crontab: the five fields of cron
+    + on_calendar: for ``OnCalendar=``
+    + crontab: the five fields of cron; empty for what cron cannot say
     """
 
     on_calendar: str
@@ -64,27 +70,31 @@ def calendar(when: str) -> Calendar:
     """
     Translate ``when`` for systemd and for cron; times are in the host's time zone.
 
-    Only what both can express the same way is accepted, see the message of the ``ValueError`` for the forms. Days of the
-    month end at 28, since a job on the 31st does not run in half of the months.
+    The message of the ``ValueError`` names the forms. cron knows no seconds, and takes a day of the week and a day of
+    the month together as *or*, where systemd means *and*.
     """
-    day, _, clock = when.rpartition(" ")
-    at = _CLOCK.fullmatch(clock)
-    if at:
-        hour, minute = at.groups()
-        time, fields = f"{hour}:{minute}:00", f"{int(minute)} {int(hour)}"
-        if day == "" and when == clock:
-            return Calendar(f"*-*-* {time}", f"{fields} * * *")
-        if re.fullmatch(r"[1-9]|1\d|2[0-8]", day):
-            return Calendar(f"*-*-{int(day):02} {time}", f"{fields} {day} * *")
-        names = day.split(",")
-        if all(name in DAYS for name in names) and len(set(names)) == len(names):
-            numbers = ",".join(str((DAYS.index(name) + 1) % 7) for name in names)
-            return Calendar(f"{day} *-*-* {time}", f"{fields} * * {numbers}")
+    if moment := _MOMENT.fullmatch(when):
+        days, month, date = moment["days"] or "", moment["month"] or "*", moment["date"] or "*"
+        hour, minute, second = moment["hour"], moment["minute"], moment["second"] or "00"
+        on_calendar = f"{days} *-{month}-{date} {hour}:{minute}:{second}".strip()
+        if second != "00" or (days and date != "*"):
+            return Calendar(on_calendar, "")
+        fields = [str(int(text)) if text != "*" else text for text in (minute, hour, date, month)]
+        return Calendar(on_calendar, " ".join([*fields, _cron_days(days)]))
     if hourly := re.fullmatch(r"\*:([0-5]\d)", when):
         return Calendar(f"*-*-* *:{hourly[1]}:00", f"{int(hourly[1])} * * * *")
     if (every := re.fullmatch(r"\*:0/([1-9]\d?)", when)) and 60 % int(every[1]) == 0:
         return Calendar(f"*-*-* *:00/{int(every[1])}:00", f"*/{int(every[1])} * * * *")
     raise ValueError(f"when must be {_WHEN_FORMS}, got {when!r}")
+
+
+def _cron_days(days: str) -> str:
+    numbers: list[int] = []
+    for part in days.split(",") if days else ():
+        first, *last = (DAYS.index(name) for name in part.split(".."))
+        length = (last[-1] - first) % 7 + 1 if last else 1
+        numbers += [(first + offset + 1) % 7 for offset in range(length)]
+    return ",".join(map(str, sorted(set(numbers)))) or "*"
 
 
 def exec_words(command: Sequence[str]) -> str:
@@ -117,6 +127,8 @@ def job_faults(job: str, when: str, by: str, command: Sequence[str], timeout_sec
             check(value)  # type: ignore[arg-type]
         except ValueError as error:
             faults.append(str(error))
+    if by == "cron" and not faults and not calendar(when).crontab:
+        faults.append(f"cron cannot say {when!r}: use by='timer'")
     return [f"{job}: {fault}" for fault in faults]
 
 
@@ -137,7 +149,7 @@ def job(
 
     + job: its name: ``<job>.service`` and ``<job>.timer`` or ``/etc/cron.d/<job>``; lower case, digits, ``-`` and ``_``
     + command: program with absolute path, then its arguments; no shell reads them
-    + when: ``'02:00'``, ``'Sun 04:00'``, ``'Mon,Thu 04:00'``, ``'1 03:30'``, ``'*:15'``, ``'*:0/10'``, in the host's time zone
+    + when: ``'02:00'``, ``'Sun 04:00'``, ``'Mon..Fri 04:00'``, ``'*-*-01 03:30'``, ``'*:15'``, ``'*:0/10'``, in the host's time zone
     + by: ``timer`` (a run that a powered-off host missed is made up for) or ``cron`` (it is not)
     + user: who runs it
     + timeout_seconds: after that it is killed and the run has failed

@@ -13,8 +13,12 @@ from operations.template import render
         ("23:09", "*-*-* 23:09:00", "9 23 * * *"),
         ("Sun 04:00", "Sun *-*-* 04:00:00", "0 4 * * 0"),
         ("Mon,Thu 04:30", "Mon,Thu *-*-* 04:30:00", "30 4 * * 1,4"),
-        ("15 03:30", "*-*-15 03:30:00", "30 3 15 * *"),
-        ("1 00:00", "*-*-01 00:00:00", "0 0 1 * *"),
+        ("Mon..Fri 04:30", "Mon..Fri *-*-* 04:30:00", "30 4 * * 1,2,3,4,5"),
+        ("Sat..Mon,Thu 04:30", "Sat..Mon,Thu *-*-* 04:30:00", "30 4 * * 0,1,4,6"),
+        ("*-*-15 03:30", "*-*-15 03:30:00", "30 3 15 * *"),
+        ("*-03-01 00:00:00", "*-03-01 00:00:00", "0 0 1 3 *"),
+        ("02:00:30", "*-*-* 02:00:30", ""),
+        ("Mon *-*-01 02:00", "Mon *-*-01 02:00:00", ""),
         ("*:05", "*-*-* *:05:00", "5 * * * *"),
         ("*:0/10", "*-*-* *:00/10:00", "*/10 * * * *"),
     ],
@@ -25,10 +29,10 @@ def test_calendar_says_the_same_to_systemd_and_cron(when: str, on_calendar: str,
 
 @pytest.mark.parametrize(
     "when",
-    ["", "2:00", "24:00", "02:60", "daily", "Sun", "sun 04:00", "Sun,Sun 04:00", "29 03:00", "0 03:00",
-     "*:0/7", "*:0/0", "Mon..Fri 04:00", " 02:00", "02:00 ", "*-*-* 02:00:00"],
+    ["", "2:00", "24:00", "02:60", "daily", "Sun", "sun 04:00", "Sun, 04:00", "15 03:00", "*-*-32 03:00",
+     "*:0/7", "*:0/0", "2026-01-01 02:00", " 02:00", "02:00 ", "02:00\n"],
 )  # fmt: skip
-def test_calendar_refuses_what_one_of_the_two_cannot_say(when: str) -> None:
+def test_calendar_refuses_what_is_no_such_moment(when: str) -> None:
     with pytest.raises(ValueError, match="when must be 'HH:MM'"):
         calendar(when)
 
@@ -60,6 +64,9 @@ def test_job_faults_are_all_listed() -> None:
     assert len(faults) == 4
     assert all(fault.startswith("report: ") for fault in faults)
     assert job_faults("report", when="12:00", by="cron", command=["/bin/true"], timeout_seconds=1) == []
+    assert job_faults("report", when="12:00:30", by="timer", command=["/bin/true"], timeout_seconds=1) == []
+    (fault,) = job_faults("report", when="12:00:30", by="cron", command=["/bin/true"], timeout_seconds=1)
+    assert "cron cannot say" in fault
 
 
 def _service(sandbox: Sandbox) -> list[str]:
