@@ -159,8 +159,10 @@ class Base(Section):
         return ssh + self.exposure
 
     def needs(self) -> Requirements:
-        """Return what any host must have: a known release, room for packages and for the swap file."""
+        """Return what any host must have: a known release, and room for packages."""
         return Requirements(
-            disk_root_mb=512 + self.swap_size_mb,
-            ports=tuple(PortClaim(number, ("sshd", "systemd", "init")) for number in self.ssh_ports),
+            disk_root_mb=512,
+            ports=tuple(
+                PortClaim(number, ("sshd", "ssh.service", "ssh.socket")) for number in self.ssh_ports
+            ),
         )

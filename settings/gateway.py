@@ -311,11 +311,12 @@ class Gateway(Section):
 
     def needs(self) -> Requirements:
         """Return what the guide asks of a host, and the ports that the gateway will hold."""
-        app = ("uvicorn", "python", "python3")
+        app = ("gateway*.service", "supervisor.service")
         return Requirements(
             memory_mb=512,
-            disk_root_mb=512,
-            disk_var_mb=512,
+            disk_root_mb=256,
+            disk_var_mb=256,
+            python=(3, 11) if self.python == "distribution" else (0, 0),
             ports=(
                 PortClaim(80, ("nginx",)),
                 PortClaim(443, ("nginx",)),

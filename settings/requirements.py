@@ -13,7 +13,7 @@ ARCHITECTURES = ("x86_64", "aarch64")
 class PortClaim:
     """A port that a system will listen on: free now, or already held by one of these processes.
 
-    + holders: names as `ss -p` shows them (at most 15 characters)
+    + holders: patterns (fnmatch) of process names, at most 15 characters, or of systemd units
     """
 
     port: int
