@@ -92,8 +92,12 @@ def _cron_days(days: str) -> str:
     numbers: list[int] = []
     for part in days.split(",") if days else ():
         first, *last = (DAYS.index(name) for name in part.split(".."))
-        length = (last[-1] - first) % 7 + 1 if last else 1
-        numbers += [(first + offset + 1) % 7 for offset in range(length)]
+        end = last[-1] if last else first
+        if end < first:
+            raise ValueError(
+                f"when: a range of days may not run past Sunday (systemd refuses it), got {part!r}"
+            )
+        numbers += [(day + 1) % 7 for day in range(first, end + 1)]
     return ",".join(map(str, sorted(set(numbers)))) or "*"
 
 

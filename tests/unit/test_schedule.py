@@ -14,7 +14,7 @@ from operations.template import render
         ("Sun 04:00", "Sun *-*-* 04:00:00", "0 4 * * 0"),
         ("Mon,Thu 04:30", "Mon,Thu *-*-* 04:30:00", "30 4 * * 1,4"),
         ("Mon..Fri 04:30", "Mon..Fri *-*-* 04:30:00", "30 4 * * 1,2,3,4,5"),
-        ("Sat..Mon,Thu 04:30", "Sat..Mon,Thu *-*-* 04:30:00", "30 4 * * 0,1,4,6"),
+        ("Sat..Sun,Thu 04:30", "Sat..Sun,Thu *-*-* 04:30:00", "30 4 * * 0,4,6"),
         ("*-*-15 03:30", "*-*-15 03:30:00", "30 3 15 * *"),
         ("*-03-01 00:00:00", "*-03-01 00:00:00", "0 0 1 3 *"),
         ("02:00:30", "*-*-* 02:00:30", ""),
@@ -35,6 +35,11 @@ def test_calendar_says_the_same_to_systemd_and_cron(when: str, on_calendar: str,
 def test_calendar_refuses_what_is_no_such_moment(when: str) -> None:
     with pytest.raises(ValueError, match="when must be 'HH:MM'"):
         calendar(when)
+
+
+def test_calendar_refuses_a_range_past_sunday() -> None:
+    with pytest.raises(ValueError, match="may not run past Sunday"):
+        calendar("Sat..Mon 04:30")
 
 
 @pytest.mark.parametrize(
