@@ -63,7 +63,7 @@ def faked_clock(host: LabHost, offset: str) -> dict[str, str]:
 
     + offset: as faketime(1) takes it: "+90d", "-2h", "@2030-01-01 00:00:00"
     """
-    library = image.get(host.plan.release).libfaketime
+    library = next(image.unpacked("libfaketime", host.plan.release).rglob("libfaketime.so.1"))
     target = Path(host.directory, "root", _FAKETIME.lstrip("/"))
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -302,15 +303,56 @@ class LabHost:
         _put(root / "etc/pip.conf", cache.pip_configuration(PIP_CACHE))
         _put(root / "root/.ssh/authorized_keys", ssh_key().with_suffix(".pub").read_text(), 0o600)
         _put(root / "usr/local/lib/systemd/system/chrony.service.d/lab.conf", _CHRONY)
+        for path, text in _shared_files(self.plan.slot).items():
+            _put(root / path.lstrip("/"), text)
         for suffix, mode in (("", 0o600), (".pub", 0o644)):
             text = (self.directory / f"host_key{suffix}").read_text()
             _put(root / f"etc/ssh/ssh_host_ed25519_key{suffix}", text, mode)
 
 
+def add_name(slot: int, name: str, addresses: list[str]) -> None:
+    """Let a name stand for addresses in /etc/hosts of every host of the slot, present or made later."""
+    with lock(f"slot-{slot}"):
+        file = slot_directory(slot) / "names"
+        kept = [line for line in extra_names(slot) if line.split()[1] != name]
+        file.write_text("".join(f"{line}\n" for line in [*kept, *(f"{address} {name}" for address in addresses)]))
+    for plan in plans(slot):
+        host = LabHost(plan)
+        if host.running:
+            pattern = re.escape(name)
+            host.run(f"sed -i '/ {pattern}$/d' /etc/hosts && cat >> /etc/hosts",
+                     input="".join(f"{address} {name}\n" for address in addresses))  # fmt: skip
+
+
+def add_file(slot: int, path: str, text: str) -> None:
+    """Put a file on every host of the slot, present or made later."""
+    kept = slot_directory(slot) / "files" / path.lstrip("/")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(text)
+    for plan in plans(slot):
+        host = LabHost(plan)
+        if host.running:
+            host.write(path, text)
+
+
+def _shared_files(slot: int) -> dict[str, str]:
+    top = slot_directory(slot) / "files"
+    return {f"/{file.relative_to(top)}": file.read_text() for file in top.rglob("*") if file.is_file()}
+
+
 def extra_names(slot: int) -> list[str]:
-    """Return the lines that the slot's own domains (see acme) add to every host's /etc/hosts."""
+    """Return the lines that :func:`add_name` adds to every host's /etc/hosts."""
     file = slot_directory(slot) / "names"
     return file.read_text().splitlines() if file.exists() else []
+
+
+def set_alias(host: LabHost, alias: str, *, present: bool) -> None:
+    """Let the slot's known_hosts know a host's key under one more name, or no longer."""
+    file = host.directory / "aliases"
+    with lock(f"aliases-{host.plan.slot}"):
+        names = set(file.read_text().split()) if file.exists() else set()
+        file.write_text("\n".join(names | {alias} if present else names - {alias}))
+    write_known_hosts(host.plan.slot)
 
 
 def connection(slot: int, address: str) -> dict[str, object]:
@@ -336,9 +378,9 @@ def write_known_hosts(slot: int) -> None:
         for plan in plans(slot):
             key = directory(slot, plan.name) / "host_key.pub"
             if key.exists():
-                host = LabHost(plan)
-                aliases = (host.directory / "aliases").read_text().split() if (host.directory / "aliases").exists() else []
-                names = ",".join([host.name, host.address, host.address6, *aliases])
+                host, aliases = LabHost(plan), directory(slot, plan.name) / "aliases"
+                more = aliases.read_text().split() if aliases.exists() else []
+                names = ",".join([host.name, host.address, host.address6, *more])
                 lines.append(f"{names} {' '.join(key.read_text().split()[:2])}\n")
         beside = known_hosts(slot).with_suffix(".new")
         beside.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +38,10 @@ chmod 700 /root/.ssh
 
 @dataclass(frozen=True)
 class Image:
-    """Lower layers of a host's overlay, uppermost first, and the release's libfaketime (not installed on it)."""
+    """Lower layers of a host's overlay, uppermost first."""
 
     release: str
     layers: tuple[Path, ...]
-    libfaketime: Path
 
 
 def get(release: str, layer: str = "bare") -> Image:
@@ -63,7 +63,19 @@ def get(release: str, layer: str = "bare") -> Image:
             recipe = _recipe(bare.name, _PACKAGES)
             upper = _built(f"{release}-packages", recipe, lambda path: _build_packages(bare / "root", path))
             layers = (upper / "upper", *layers)
-    return Image(release, layers, bare / "libfaketime.so.1")
+    return Image(release, layers)
+
+
+def unpacked(package: str, release: str = "bookworm") -> Path:
+    """Return a directory with the files of a Debian package, fetched once, installed nowhere.
+
+    For what the lab itself runs (pebble) or lends to hosts (libfaketime): neither this machine nor a bare host must
+    have it installed.
+    """
+    layers = get(release).layers
+    with lock(f"image-{release}"):
+        built = _built(f"{release}-{package}", _recipe(package), lambda path: _fetch(package, layers, path))
+    return built / "files"
 
 
 def mount(layers: tuple[Path, ...], upper: Path, work: Path, root: Path) -> None:
@@ -78,7 +90,7 @@ def _recipe(*parts: object) -> str:
     return hashlib.sha256(repr((parts, cache.apt_options())).encode()).hexdigest()[:12]
 
 
-def _built(name: str, recipe: str, build: object) -> Path:
+def _built(name: str, recipe: str, build: Callable[[Path], None]) -> Path:
     """Return the directory of a finished build, building it under another name first: a killed build leaves no image."""
     done = ROOT / "images" / f"{name}-{recipe}"
     if not done.exists():
@@ -86,7 +98,7 @@ def _built(name: str, recipe: str, build: object) -> Path:
         if scratch.exists():
             _remove_tree(scratch)
         scratch.mkdir(parents=True)
-        build(scratch)  # type: ignore[operator]
+        build(scratch)
         scratch.rename(done)
     return done
 
@@ -126,7 +138,6 @@ def _build_bare(release: str, path: Path) -> None:
     for configuration in (path / "root/etc/apt/apt.conf.d").glob("99mmdebstrap"):
         configuration.unlink()
     _trust(path / "root")
-    _fetch_libfaketime(path)
 
 
 def _trust(root: Path) -> None:
@@ -151,17 +162,17 @@ def _chroot(root: Path, script: str) -> None:
         apt.unlink()
 
 
-def _fetch_libfaketime(path: Path) -> None:
-    """Keep the release's libfaketime beside the image: a faked clock must not make a bare host less bare."""
-    mount((path / "root",), path / "upper", path / "work", path / "scratch")
+def _fetch(package: str, layers: tuple[Path, ...], path: Path) -> None:
+    cache.start()
+    mount(layers, path / "upper", path / "work", path / "root")
     try:
-        _chroot(path / "scratch", "apt-get -q update && cd /var/tmp && apt-get -q download libfaketime && "
-                                  "dpkg -x libfaketime_*.deb /var/tmp/faketime")  # fmt: skip
-        library = next((path / "scratch/var/tmp/faketime").rglob("libfaketime.so.1"))
-        shutil.copy(library, path / "libfaketime.so.1")
+        _chroot(path / "root", f"apt-get -q update; mkdir /unpacked; cd /unpacked; apt-get -q download {package}; "
+                               f"dpkg -x {package}_*.deb files")  # fmt: skip
+        shutil.copytree(path / "root/unpacked/files", path / "files", symlinks=True)
     finally:
-        run("umount", path / "scratch")
-        shutil.rmtree(path / "upper")
+        run("umount", path / "root")
+    for scratch in ("upper", "work", "root"):
+        shutil.rmtree(path / scratch)
 
 
 def _build_packages(bare: Path, path: Path) -> None:

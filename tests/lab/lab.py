@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from tests.lab import cache, cgroups, hosts, image, network
+from tests.lab import cache, cgroups, hosts, image, network, wan
+from tests.lab.acme import Acme
 from tests.lab.hosts import LabHost
-from tests.lab.state import Process, default_slot, lock, run, slot_directory
+from tests.lab.state import Process, default_slot, lock, run, slot_directory, wait_for
+from tests.lab.wan import DelayedLink
 
 
 class Lab:
@@ -20,6 +25,8 @@ class Lab:
     def __init__(self, slot: int | None = None) -> None:
         self.slot = default_slot() if slot is None else slot
         self.hosts: dict[str, LabHost] = {}
+        self._acme: Acme | None = None
+        self._servers: list[Process] = []
 
     def host(self, name: str, release: str = "bookworm", layer: str = "bare", index: int | None = None) -> LabHost:
         """Boot a fresh host and return it once it answers by SSH.
@@ -37,6 +44,37 @@ class Lab:
         with ThreadPoolExecutor(max(1, len(wanted))) as pool:
             return list(pool.map(lambda words: self.host(*words), wanted))
 
+    def acme(self) -> Acme:
+        """Return the slot's ACME server, running."""
+        if self._acme is None:
+            self._acme = Acme(self.slot)
+        return self._acme.start()
+
+    def delayed(self, host: LabHost, round_trip_ms: float) -> DelayedLink:
+        """Return a link to the host's sshd with the given round trip time; use it in a ``with`` statement."""
+        return wan.delayed(host, round_trip_ms)
+
+    def serve(self, directory: Path, port: int = 8090) -> str:
+        """Serve a directory of the outer machine to the slot's hosts by plain HTTP; return its URL, no slash at the end.
+
+        Git repositories (after ``git update-server-info``) and archives can be fetched from it. An earlier server on
+        the same port is replaced.
+        """
+        network.create(self.slot)
+        process = Process(slot_directory(self.slot) / "processes" / f"http-{port}.pid")
+        process.stop()
+        address = network.gateway(self.slot)
+        process.start(sys.executable, "-m", "http.server", "--bind", address, "--directory", directory, str(port),
+                      log=slot_directory(self.slot) / "http.log")  # fmt: skip
+        self._servers.append(process)
+
+        def answers() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex((address, port)) == 0
+
+        wait_for(f"http server for {directory}", answers, 10)
+        return f"http://{address}:{port}"
+
     def destroy(self, host: LabHost) -> None:
         """Remove one host."""
         self.hosts.pop(host.name, None)
@@ -46,6 +84,10 @@ class Lab:
         """Remove the hosts and services made through this object, and the slot's network with its last host."""
         for host in list(self.hosts.values()):
             self.destroy(host)
+        if self._acme is not None:
+            self._acme.close()
+        for server in self._servers:
+            server.stop()
         if not hosts.plans(self.slot):
             down([self.slot])
 
