@@ -20,8 +20,8 @@ from operations import script
 # Pinned like everything else that runs as root; https://pypi.org/project/uv/
 UV_VERSION = "0.13.9"
 
-_URL = re.compile(r"(https?|ssh|git|file)://[^\s'\"\\]+|[\w.-]+@[\w.-]+:[^\s'\"\\:]+")
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_URL = re.compile(r"(https?|ssh|git|file)://[^\s'\"\\]+|[\w.-]+@[\w.-]+:[^\s'\"\\:]+|/[^\s'\"\\]+")
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/-]{0,99}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PYTHON = re.compile(r"distribution|uv:3\.\d{1,2}(\.\d{1,2})?")
@@ -101,7 +101,7 @@ def release_id(source: Source, requirements: str = "requirements.txt", python: s
     """
     parts = (source.kind, source.url, source.version, source.commit, source.sha256, requirements, python)
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
-    return f"{source.version[:40]}-{digest}"
+    return f"{source.version[:40].replace('/', '_')}-{digest}"
 
 
 def release_path(

@@ -60,7 +60,7 @@ limited() {
 
 fetch_archive() {
 	got=$sha256
-	curl --fail --silent --show-error --location --proto '=https,http' --proto-redir '=https,http' \
+	curl --fail --silent --show-error --location --proto '=https,http,file' --proto-redir '=https,http' \
 		--connect-timeout 20 --speed-limit 1000 --speed-time 60 --output "$new/archive" -- "$url" || die "cannot fetch $url"
 	found=$(sha256sum <"$new/archive" | cut -d' ' -f1)
 	[ "$found" = "$sha256" ] || die "$url has SHA-256 $found, not $sha256 as declared"
