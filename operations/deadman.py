@@ -6,10 +6,10 @@ sessions over a reload. So a second one is opened with the same connection data,
 Whatever else happens, a killed run, a cut line, a reboot, the host goes back to the last proven state by itself.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import gevent
+import gevent  # type: ignore[import-untyped]
 from pyinfra import logger
 from pyinfra.api import FunctionCommand, OperationValueError, StringCommand
 from pyinfra.api.exceptions import ConnectError
@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
 # One attempt is not enough: sshd closes its listening socket for an instant when it reloads.
 _ATTEMPT_PAUSE_SECONDS = 1.0
-_NEAREST_PROOF_SECONDS = 5
+_TAKE_BACK_SECONDS = 20.0
+_SHORTEST_SECONDS = 10
+_BECOME = (
+    "_sudo",
+    "_sudo_user",
+    "_use_sudo_login",
+    "_sudo_password",
+    "_preserve_sudo_env",
+    "_su_user",
+    "_doas",
+    "_doas_user",
+)
 
 
 def guarded(
@@ -34,7 +45,7 @@ def guarded(
     saved: Sequence[str],
     restore: str,
     **variables: Value,
-) -> Iterator[StringCommand | FunctionCommand]:
+) -> Generator[StringCommand | FunctionCommand, None, None]:
     """
     Yield the commands that arm the rollback, make the change and prove it.
 
@@ -48,8 +59,8 @@ def guarded(
 
     A copy that an earlier, killed run left behind is kept: it is the last state that was proven.
     """
-    if seconds < 2 * _NEAREST_PROOF_SECONDS:
-        raise OperationValueError(f"rollback_seconds: must be 10 or more, got {seconds!r}")
+    if seconds < _SHORTEST_SECONDS:
+        raise OperationValueError(f"rollback_seconds: must be {_SHORTEST_SECONDS} or more, got {seconds!r}")
     yield script.run(
         change,
         "deadman/arm.sh",
@@ -62,25 +73,23 @@ def guarded(
     yield FunctionCommand(_prove, (deadman, seconds), {})
 
 
-def _connection_arguments(host: "Host") -> dict[str, object]:
+def _connection_arguments(host: "Host") -> Any:
     """Return the running operation's own arguments for commands, such as ``_sudo``."""
-    known = ("_sudo", "_sudo_user", "_use_sudo_login", "_sudo_password", "_preserve_sudo_env", "_su_user", "_doas")
-    given = host.current_op_global_arguments or {}
-    return {key: given[key] for key in known if given.get(key)}  # type: ignore[literal-required]
+    given: dict[str, Any] = dict(host.current_op_global_arguments or {})
+    return {key: given[key] for key in _BECOME if given.get(key)}
 
 
 def _prove(state: "State", host: "Host", deadman: str, seconds: int) -> bool:
-    """Disarm the rollback over a new connection; without one, have the old connection run it now."""
+    """Disarm the rollback over a new connection; without one, have the old connection run it at once."""
     disarm = script.run("deadman/disarm.sh", deadman=deadman)
     arguments = {**_connection_arguments(host), **disarm.connector_arguments}
     if not isinstance(host.connector, SSHConnector):
         # @local, @docker and the like do not come in through the door that was changed.
-        succeeded, output = host.run_shell_command(disarm, **arguments)
+        succeeded, _ = host.run_shell_command(disarm, **arguments)
         return bool(succeeded)
 
-    failure = ""
-    deadline = max(_NEAREST_PROOF_SECONDS, seconds // 2)
-    with gevent.Timeout(deadline, False):
+    failure = f"no answer within {seconds // 2} s"
+    with gevent.Timeout(seconds // 2, False):
         while True:
             fresh = SSHConnector(state, host)
             try:
@@ -98,16 +107,20 @@ def _prove(state: "State", host: "Host", deadman: str, seconds: int) -> bool:
                 return True
             failure = output.stderr.strip() or "the rollback could not be disarmed"
             break
-    _fail(host, deadman, failure or f"no answer within {deadline} s", seconds)
-    return False
 
-
-def _fail(host: "Host", deadman: str, failure: str, seconds: int) -> None:
+    # Established flows outlive most mistakes. Where this one does not, the host's own timer is still there.
+    take_back = StringCommand("systemctl", "start", f"hostwright-{deadman}-rollback.service")
+    taken_back = False
+    with gevent.Timeout(_TAKE_BACK_SECONDS, False):
+        taken_back, _ = host.run_shell_command(take_back, **_connection_arguments(host))
+    outcome = (
+        "it was taken back at once"
+        if taken_back
+        else f"the host takes it back by itself, {seconds} s after the change"
+    )
     host.log_styled(
-        f"{deadman}: no new SSH connection after the change ({failure}); "
-        f"it is not kept: the host goes back to its last proven state by itself, {seconds} s after the change",
+        f"{deadman}: no new SSH connection after the change ({failure}); {outcome}",
         fg="red",
         log_func=logger.error,
     )
-
-
+    return False

@@ -8,9 +8,8 @@ depends on the words of ``ufw show added``.
 """
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pyinfra import host
 from pyinfra.api import FunctionCommand, OperationError, OperationValueError, StringCommand, operation
@@ -59,7 +58,9 @@ class Rule:
     def live_line(self) -> str:
         """The line that ``iptables -S`` prints for it."""
         match = "" if self.source is None else f" -s {self.source}"
-        return f"-A {_CHAIN[self.family]}{match} -p {self.proto} -m {self.proto} --dport {self.port} -j ACCEPT"
+        return (
+            f"-A {_CHAIN[self.family]}{match} -p {self.proto} -m {self.proto} --dport {self.port} -j ACCEPT"
+        )
 
     def lets_in(self, connection: Connection) -> bool:
         """Whether a new connection like this one passes."""
@@ -110,7 +111,7 @@ def firewall(
     ports: Sequence[Port],
     ssh_ports: Sequence[int] | str = "detected",
     rollback_seconds: int = 120,
-) -> Iterator[StringCommand | FunctionCommand]:
+) -> Generator[StringCommand | FunctionCommand, None, None]:
     """
     Let in what is declared and drop everything else, over IPv4 and IPv6, now and after every boot.
 
@@ -136,7 +137,9 @@ def firewall(
         )
     """
     if isinstance(ssh_ports, str) and ssh_ports != "detected":
-        raise OperationValueError(f"exposure.firewall: ssh_ports must be 'detected' or ports, got {ssh_ports!r}")
+        raise OperationValueError(
+            f"exposure.firewall: ssh_ports must be 'detected' or ports, got {ssh_ports!r}"
+        )
 
     state = host.get_fact(Firewall)
     detected = state.ssh_ports | ({state.connection.port} if state.connection else set())
