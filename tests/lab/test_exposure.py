@@ -75,20 +75,25 @@ def test_second_run_changes_nothing(host, provision):
     assert host.run("stat -c %Z /etc/ufw/user.rules /etc/default/ufw").stdout == before
 
 
+def soak(value: str) -> object:
+    return pytest.param(value, marks=pytest.mark.soak)
+
+
 @pytest.mark.parametrize(
     "by_hand",
     [
         "ufw allow 81/tcp",
-        "ufw insert 1 deny from 10.78.99.0/24",
-        "ufw route allow in on host0",
-        "ufw delete allow 80/tcp",
-        "ufw default allow incoming",
         "ufw disable",
-        "systemctl disable ufw",
-        "iptables -F ufw-user-input",
+        "iptables -D ufw-user-input -p tcp -m tcp --dport 80 -j ACCEPT",
         "ip6tables -A ufw6-user-input -p tcp -m tcp --dport 81 -j ACCEPT",
-        "iptables -P INPUT ACCEPT && iptables -F INPUT",
-        "sed -i s/IPV6=yes/IPV6=no/ /etc/default/ufw && ufw reload",
+        soak("ufw insert 1 deny from 10.78.99.0/24"),
+        soak("ufw route allow in on host0"),
+        soak("ufw delete allow 80/tcp"),
+        soak("ufw default allow incoming"),
+        soak("systemctl disable ufw"),
+        soak("iptables -P INPUT ACCEPT && iptables -F INPUT"),
+        soak("sed -i s/IPV6=yes/IPV6=no/ /etc/default/ufw && ufw reload"),
+        soak("ufw --force reset"),
     ],
 )
 def test_drift_by_hand_is_healed(host, provision, by_hand):
