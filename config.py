@@ -8,6 +8,10 @@ import sys
 from fnmatch import fnmatch
 
 import click
+import pyinfra.api.operations
+from pyinfra import logger
+from pyinfra.api.exceptions import OperationError
+from pyinfra.connectors.util import CommandOutput
 from pyinfra.context import ctx_state
 from pyinfra_cli.exceptions import CliError
 
@@ -69,6 +73,25 @@ def _wrap(init):
     return checked_init
 
 
+def _contain(run_host_op):
+    """Fail the one host whose operation raises: pyinfra 3.10 lets the error end the run of all other hosts."""
+
+    def contained(state, host, op_hash):
+        try:
+            return run_host_op(state, host, op_hash)
+        except OperationError as error:
+            host.log_styled(f"Operation error: {error}", fg="red", log_func=logger.error)
+            state.get_results_for_host(host).error_ops += 1
+            state.trigger_callbacks("operation_host_error", host, op_hash, 0, 0)
+            state.get_op_data_for_host(host, op_hash).operation_meta.set_complete(False, [], CommandOutput([]))
+            return False
+
+    contained.is_contained = True
+    return contained
+
+
 if "pyinfra_cli.cli" in sys.modules:
     _state = ctx_state.get()
     _state.init = _wrap(_state.init)
+    if not hasattr(pyinfra.api.operations.run_host_op, "is_contained"):
+        pyinfra.api.operations.run_host_op = _contain(pyinfra.api.operations.run_host_op)
