@@ -48,6 +48,8 @@ probe_succeeds() {
 # Does the action and judges the outcome; says why when it fails.
 act() {
 	[ -n "$action" ] || return 0
+	# A unit that ran into its start limit refuses to start until the count is cleared; so would the one put back.
+	[ "$action" = stop ] || systemctl reset-failed -- "$unit" 2>/dev/null || :
 	if ! systemctl "$action" -- "$unit"; then
 		say "systemctl $action $unit failed"
 		unit_journal

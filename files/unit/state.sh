@@ -10,10 +10,6 @@ main() {
 	[ "$action" != stop ] || act || exit 1
 	[ -z "$enablement" ] || systemctl --quiet "$enablement" -- "$unit"
 	[ "$action" != stop ] || return 0
-	if [ -n "$action" ]; then
-		# A unit that ran into its start limit refuses to start until the count is cleared.
-		systemctl reset-failed -- "$unit" 2>/dev/null || :
-		act || exit 1
-	fi
+	act || exit 1
 	stamp
 }
