@@ -51,12 +51,8 @@ class Certificate(Section):
     @rule
     def _staging_is_lets_encrypts(self) -> Iterator[Fault]:
         if self.staging and self.directory not in {LETS_ENCRYPT, LETS_ENCRYPT_STAGING}:
-            yield Fault(
-                "staging",
-                "must be False with a directory of another CA",
-                True,
-                f"got certificate_directory {self.directory!r}",
-            )
+            rule_text = "must be False when certificate_directory is not Let's Encrypt's"
+            yield Fault("staging", rule_text, self.staging)
 
     @rule
     def _dns_has_plugin(self) -> Iterator[Fault]:

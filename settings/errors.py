@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,7 @@ _RULES = {
     "less_than": "must be less than {lt}",
     "literal_error": "must be {expected}",
     "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
 }
 
 
@@ -136,8 +138,6 @@ def _hint(kind: str, key: str, got: Any, ctx: dict[str, Any]) -> str:
     if kind == "string_type" and isinstance(got, bool | int | float | None):
         # pyinfra reads --data values as JSON: 1.30 arrives as the number 1.3, its zero is lost
         return f"""quote it: {key} = "…" in a file, --data '{key}="…"' on the command line"""
-    if kind == "literal_error" and (
-        near := nearest(str(got), ctx["expected"].replace("'", "").split(" or "))
-    ):
+    if kind == "literal_error" and (near := nearest(str(got), re.findall(r"'([^']*)'", ctx["expected"]))):
         return f"did you mean {near!r}?"
     return ""

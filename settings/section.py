@@ -104,12 +104,13 @@ _NO_DEFAULT = "default_factory_not_called"
 
 def run_rule(check: Callable[[], Iterable[Fault]], *, incomplete: bool) -> list[Fault]:
     """Return the faults of a cross-field rule; none if it reads a field that an incomplete model does not have."""
+    faults: list[Fault] = []
     try:
-        return list(check())
+        faults.extend(check())
     except AttributeError:
         if not incomplete:
             raise
-        return []
+    return faults
 
 
 def _known_and_example(section: type[Section], loc: tuple[int | str, ...]) -> tuple[list[str], Any]:
