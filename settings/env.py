@@ -61,10 +61,20 @@ def _shell(name: str, value: str) -> str:
 
 
 def _supervisor(name: str, value: str) -> str:
-    """Double quotes read by shlex, after % was expanded; a `;` after a space starts a comment in the ini file."""
-    if re.search(r"\s;", value):
-        raise EnvError(f"{name}: supervisor cannot hold a semicolon after a space")
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"'
+    """Whichever quote the value has not: supervisor knows no escape inside them, and strips quotes at both ends.
+
+    `%` is doubled because supervisor expands %(here)s first; ` ;` and ` #` start a comment even inside quotes.
+    """
+    if re.search(r"\s[;#]", value):
+        raise EnvError(f"{name}: supervisor cannot hold ; or # after a space")
+    if "%(here)s" in value:  # replaced before % is expanded: doubling the % does not help
+        raise EnvError(f"{name}: supervisor cannot hold %(here)s")
+    if value[:1] in {"'", '"'} or value[-1:] in {"'", '"'}:
+        raise EnvError(f"{name}: supervisor cannot hold a quote at the beginning or end")
+    quote = "'" if '"' in value else '"'
+    if quote in value:
+        raise EnvError(f"{name}: supervisor cannot hold both kinds of quotes")
+    return quote + value.replace("%", "%%") + quote
 
 
 def _docker(name: str, value: str) -> str:

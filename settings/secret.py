@@ -67,6 +67,12 @@ class Secret:
     def __hash__(self) -> int:
         return hash((self._value, self.reference))
 
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Secret:
+        return self
+
     def __reduce__(self) -> str:
         raise TypeError("a Secret cannot be pickled")
 

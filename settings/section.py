@@ -106,7 +106,8 @@ def run_rule(check: Callable[[], Iterable[Fault]], *, incomplete: bool) -> list[
     """Return the faults of a cross-field rule; none if it reads a field that an incomplete model does not have."""
     faults: list[Fault] = []
     try:
-        faults.extend(check())
+        for fault in check():  # one by one: those before the missing field count
+            faults.append(fault)
     except AttributeError:
         if not incomplete:
             raise
