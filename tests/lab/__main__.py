@@ -9,7 +9,7 @@ import time
 
 from tests.lab import hosts, image, topology
 from tests.lab.hosts import LabHost
-from tests.lab.lab import down
+from tests.lab.lab import clean, down
 from tests.lab.state import SLOTS, LabError, default_slot
 
 
@@ -37,6 +37,17 @@ def _up(arguments: argparse.Namespace) -> None:
 def _down(arguments: argparse.Namespace) -> None:
     removed = down([arguments.slot] if arguments.slot is not None else list(SLOTS))
     _say("\n".join(f"removed {what}" for what in removed) or "nothing to do")
+
+
+def _clean(_: argparse.Namespace) -> None:
+    _down(argparse.Namespace(slot=None))
+    _say("\n".join(f"removed {what}" for what in clean()) or "nothing to do")
+
+
+def _demo(_: argparse.Namespace) -> None:
+    from tests.lab import demo  # needs rich, which removing a lab must not
+
+    sys.exit(demo.run())
 
 
 def _reset(arguments: argparse.Namespace) -> None:
@@ -69,6 +80,8 @@ def main() -> None:
     gone = commands.add_parser("down", help="remove everything the lab made, images and caches apart")
     gone.add_argument("--slot", type=int, choices=SLOTS, help="only this slot (default: all)")
     gone.set_defaults(do=_down)
+    commands.add_parser("clean", help="down, and remove images and caches too").set_defaults(do=_clean)
+    commands.add_parser("demo", help="up, provision, check, and show it").set_defaults(do=_demo)
     reset = commands.add_parser("reset", help="make one host pristine again")
     reset.add_argument("name")
     reset.set_defaults(do=_reset)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.lab import cache, cgroups, hosts, image, network, wan
 from tests.lab.acme import Acme
 from tests.lab.hosts import LabHost
-from tests.lab.state import Process, default_slot, lock, run, slot_directory, wait_for
+from tests.lab.state import ROOT, Process, default_slot, lock, run, slot_directory, wait_for
 from tests.lab.wan import DelayedLink
 
 
@@ -39,8 +39,8 @@ class Lab:
         self.hosts[name] = host
         return host
 
-    def boot_all(self, *wanted: tuple[str, str, str]) -> list[LabHost]:
-        """Boot several fresh hosts at once, each given as (name, release, layer); return them in that order."""
+    def boot_all(self, *wanted: tuple[str, str, str] | tuple[str, str, str, int]) -> list[LabHost]:
+        """Boot several fresh hosts at once, each given as (name, release, layer[, index]); return them in that order."""
         with ThreadPoolExecutor(max(1, len(wanted))) as pool:
             return list(pool.map(lambda words: self.host(*words), wanted))
 
@@ -110,6 +110,17 @@ def down(slots: list[int]) -> list[str]:
             if cache.stop():
                 removed.append("package cache (process)")
             removed += network.remove_shared()
+    return removed
+
+
+def clean() -> list[str]:
+    """Remove what :func:`down` keeps: images, cached packages, keys; return what was removed. No slot may be in use."""
+    known = ("images", "packages", "pip", "slots", "acme-ca", "key", "key.pub", "cache.log", *(f.name for f in ROOT.glob("*.lock")))
+    removed = [str(ROOT / name) for name in known if (ROOT / name).exists()]
+    if removed:
+        run("rm", "-rf", "--one-file-system", "--", *removed)
+    with contextlib.suppress(OSError):  # somebody else's files may be in it
+        ROOT.rmdir()
     return removed
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import runpy
 from typing import Any
 
-from tests.lab import hosts, network
+from tests.lab import apps, hosts, network
 from tests.lab.lab import Lab
-from tests.lab.state import REPOSITORY, LabError, default_slot
+from tests.lab.state import REPOSITORY, LabError, default_slot, slot_directory
 
 INVENTORY = REPOSITORY / "inventories" / "lab.py"
 
+_REPOSITORIES_PORT = 8090
 Entry = tuple[str, dict[str, Any]]
 
 
@@ -26,6 +27,11 @@ def declare(name: str, index: int, release: str = "bookworm", **data: object) ->
     slot = default_slot()
     connection = hosts.connection(slot, network.address(slot, index))
     return name, {**connection, "lab_release": release, "lab_index": index, **data}
+
+
+def repository(name: str) -> str:
+    """Return the URL at which the topology's hosts find a git repository of tests/lab/apps, such as "gateway"."""
+    return f"http://{network.gateway(default_slot())}:{_REPOSITORIES_PORT}/{name}.git"
 
 
 def declared() -> dict[str, Entry]:
@@ -49,16 +55,30 @@ def groups() -> dict[str, list[str]]:
 
 
 def boot(layer: str = "bare") -> tuple[Lab, list[str]]:
-    """Boot what the topology declares and is not running yet; return the lab and the names of newly made hosts."""
+    """Boot what the topology declares and is not running yet, with what its hosts need around them: an ACME server
+    for their domains, and the repositories they install from.
+
+    Return the lab and the names of newly made hosts.
+    """
     lab = Lab()
     existing = {plan.name for plan in hosts.plans(lab.slot)}
+    entries = declared()
     wanted = []
-    for name, (_, data) in declared().items():
+    for name, (_, data) in entries.items():
         if name in existing:
-            found = hosts.LabHost.find(lab.slot, name)
-            found.boot()
-            lab.hosts[name] = found
+            lab.hosts[name] = hosts.LabHost.find(lab.slot, name)
+            lab.hosts[name].boot()
         else:
             wanted.append((name, str(data["lab_release"]), layer, int(data["lab_index"])))
     lab.boot_all(*wanted)
+    acme = lab.acme()
+    for name, (_, data) in entries.items():
+        for key, domain in data.items():
+            if key.endswith("_domain"):
+                acme.add_name(str(domain), lab.hosts[name])
+    sources = slot_directory(lab.slot) / "repositories"
+    if not sources.exists():
+        sources.mkdir()
+        apps.gateway_repository(sources)
+    lab.serve(sources, _REPOSITORIES_PORT)
     return lab, [words[0] for words in wanted]
