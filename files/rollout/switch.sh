@@ -113,7 +113,11 @@ gate() { # colour
 last_words() { # colour
 	say "last lines of $app-$1:"
 	case $manager in
-	systemd) journalctl -u "$app-$1.service" --since "@$log_start" -n 30 --no-pager -o cat 2>/dev/null ;;
+	systemd)
+		# What a process said as it died may still be on its way.
+		journalctl --sync 2>/dev/null || :
+		journalctl -u "$app-$1.service" --since "@$log_start" -n 30 --no-pager -o cat 2>/dev/null
+		;;
 	supervisor) tail -c "+$((log_size + 1))" "/var/log/supervisor/$app-$1.log" 2>/dev/null | tail -n 30 ;;
 	esac | mask "$(env_file "$1")" | sed 's/^/    /' >&2 || :
 }
@@ -167,17 +171,25 @@ answers_through_nginx() {
 	done
 }
 
-# Stops a colour and takes away what the failed or foreign spec left, without waiting for its requests.
-discard() { # colour manager
+# Ends a colour that no request goes to.
+halt() { # colour manager
 	if [ "$2" = systemd ]; then
-		timeout 15 systemctl stop "$app-$1.service" 2>/dev/null || systemctl kill -s KILL "$app-$1.service" || :
+		timeout 15 systemctl stop "$app-$1.service" 2>/dev/null || systemctl kill -s KILL "$app-$1.service" 2>/dev/null || :
+	else
+		timeout 15 supervisorctl stop "$app-$1" >/dev/null 2>&1 || supervisorctl signal KILL "$app-$1" >/dev/null 2>&1 || :
+	fi
+}
+
+# Takes a colour away, with all that its spec left.
+discard() { # colour manager
+	halt "$1" "$2"
+	if [ "$2" = systemd ]; then
 		systemctl --quiet disable "$app-$1.service" 2>/dev/null || :
 		rm -rf "$(service_file "$1" systemd)" "$(service_file "$1" systemd).d"
 		systemctl daemon-reload
 		systemctl reset-failed "$app-$1.service" 2>/dev/null || :
 	else
 		rm -f "$(service_file "$1" supervisor)"
-		supervisorctl signal KILL "$app-$1" >/dev/null 2>&1 || :
 		supervisorctl update "$app-$1" >/dev/null 2>&1 || :
 	fi
 	rm -f "$(env_file "$1")"
@@ -243,6 +255,8 @@ await_free() { # colour
 }
 
 fail_back() { # colour, the colour that served before (may be empty)
+	# Down first: a crash loop would go on filling the journal that is read here.
+	halt "$1" "$manager"
 	last_words "$1"
 	discard "$1" "$manager"
 	[ "$spec" = "$(spec_of "${2:-none}" "$manager")" ] || grep -qsxF "$spec" "$store/history" || rm -rf "$store/specs/$spec"

@@ -46,7 +46,11 @@ def _tree(version: str, at: Path) -> None:
     """Lay out one release of the gateway: the common source, and over it what this release changes."""
     source = HERE / "gateway"
     # copyfile gives every file a new modification time: git would take a file of the same size and time for unchanged.
-    copy = {"dirs_exist_ok": True, "copy_function": shutil.copyfile, "ignore": shutil.ignore_patterns("__pycache__")}
+    copy = {
+        "dirs_exist_ok": True,
+        "copy_function": shutil.copyfile,
+        "ignore": shutil.ignore_patterns("__pycache__"),
+    }
     shutil.copytree(source / "app", at / "app", **copy)
     shutil.copyfile(source / "requirements.txt", at / "requirements.txt")
     overlay = source / "releases" / version
