@@ -4,10 +4,12 @@ The CLI runs it, then makes the inventory, calls `state.init`, and connects. Eve
 connection is refused at `state.init`: bad settings, an inventory or a --limit without hosts, options that leak.
 """
 
+import socket
 import sys
 from fnmatch import fnmatch
 
 import click
+import paramiko
 import pyinfra.api.operations
 from pyinfra import logger
 from pyinfra.api.exceptions import OperationError
@@ -90,8 +92,27 @@ def _contain(run_host_op):
     return contained
 
 
+def _send_at_once(start_client):
+    """Let every message of a connection leave when it is written.
+
+    An SSH command is several small messages; paramiko leaves Nagle's algorithm on, so each command on a near host waits
+    40 ms for a delayed acknowledgement. OpenSSH switches it off for sessions likewise.
+    """
+
+    def started(transport, *args, **kwargs):
+        connection = transport.sock
+        if getattr(connection, "family", None) in (socket.AF_INET, socket.AF_INET6):  # not a ProxyCommand's pipe
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return start_client(transport, *args, **kwargs)
+
+    started.is_prompt = True
+    return started
+
+
 if "pyinfra_cli.cli" in sys.modules:
     _state = ctx_state.get()
     _state.init = _wrap(_state.init)
     if not hasattr(pyinfra.api.operations.run_host_op, "is_contained"):
         pyinfra.api.operations.run_host_op = _contain(pyinfra.api.operations.run_host_op)
+    if not hasattr(paramiko.Transport.start_client, "is_prompt"):
+        paramiko.Transport.start_client = _send_at_once(paramiko.Transport.start_client)
