@@ -82,10 +82,8 @@ def bootstrap_source(state: CertificateState, cert_name: str, domains: Sequence[
     A pair that nginx can load stays, whoever made it; only a self-signed one must also have the names and be valid.
     """
     pair = state.pair
-    if pair and pair.key_matches and state.link:
-        is_fit = not state.is_self_signed or (
-            pair.names == frozenset(domains) and not pair.expires_soon(state.now)
-        )
+    if pair and pair.key_matches:
+        is_fit = not state.is_self_signed or (pair.names == frozenset(domains) and not pair.expires_soon(state.now))
         if is_fit:
             return None
     if state.live and state.live.key_matches and not state.is_self_signed:

@@ -6,7 +6,13 @@ set -eu
 name=$(basename -- "$RENEWED_LINEAGE")
 link=/etc/hostwright/tls/$name
 # A certificate that is not ours is not for us to deploy.
-[ -L "$link" ] || exit 0
+[ -e "$link" ] || [ -L "$link" ] || exit 0
+# A directory made by hand is kept beside.
+if [ ! -L "$link" ]; then
+	replaced=$link.replaced-$(date +%Y%m%dT%H%M%S)
+	mv -- "$link" "$replaced"
+	ln -s -- "$replaced" "$link"
+fi
 
 link_to() {
 	ln -sfn -- "$1" "$link.new"

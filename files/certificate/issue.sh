@@ -35,7 +35,14 @@ wait_for_renewal() {
 	done
 }
 
+# certbot 2.1 on Python 3.11 loses the CA's answer to an order and says only "can't set attribute"
+# (https://github.com/certbot/certbot/issues/9539); its log of this run has it.
+said_by_ca() {
+	sed -n 's/^acme\.messages\.Error: \(urn:ietf:params:acme:error:.*\)/\1/p' /var/log/letsencrypt/letsencrypt.log 2>/dev/null | tail -n 1
+}
+
 explain() { # explain STATUS OUTPUT
+	case $2 in *"AttributeError: can't set attribute"*) set -- "$1" "$(said_by_ca)" ;; esac
 	case $2 in
 	*'too many'* | *rateLimited* | *'rate limit'*)
 		say "the CA's rate limit is reached for $cert_name; running again before it is over only makes it longer:" ;;
