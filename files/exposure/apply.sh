@@ -21,6 +21,22 @@ set_default() { # KEY VALUE
     fi
 }
 
+unload() { # iptables|ip6tables
+    # ufw hooks its chains into INPUT only when it makes them: with chains that stand unhooked it would say "reloaded" and
+    # drop everything. So they go first; chains of others (Docker, k3s, fail2ban) stay.
+    "$1" -S | sed -nE 's/^-A (INPUT|OUTPUT|FORWARD) -j (ufw6?-[a-z-]+)$/-D \1 -j \2/p' | while read -r rule; do
+        # shellcheck disable=SC2086
+        "$1" $rule
+    done
+    chains=$("$1" -S | sed -nE 's/^-N (ufw6?-[a-z-]+)$/\1/p')
+    for chain in $chains; do "$1" -F "$chain"; done
+    for chain in $chains; do "$1" -X "$chain"; done
+}
+
+is_hooked() { # iptables|ip6tables CHAIN
+    "$1" -S INPUT | grep -qxF -e '-P INPUT DROP' && "$1" -S INPUT | grep -qxF -e "-A INPUT -j $2"
+}
+
 live_rules() { "$1" -S "$2" | grep '^-A'; }
 
 change() {
@@ -39,7 +55,13 @@ change() {
         iptables-restore -n < /etc/ufw/user.rules || return 1
         [ -z "$ipv6" ] || ip6tables-restore -n < /etc/ufw/user6.rules || return 1
     else
+        unload iptables
+        [ -z "$ipv6" ] || unload ip6tables
         ufw --force enable > /dev/null && ufw reload > /dev/null || return 1
+        if ! is_hooked iptables ufw-before-input || { [ -n "$ipv6" ] && ! is_hooked ip6tables ufw6-before-input; }; then
+            echo "exposure.firewall: ufw is enabled, and yet the kernel does not ask its rules" >&2
+            return 1
+        fi
     fi
     if [ "$(live_rules iptables ufw-user-input)" != "$live4" ]; then
         echo "exposure.firewall: the kernel's IPv4 rules are not the declared ones:" >&2

@@ -12,9 +12,10 @@ put() { # FILE TEXT
 
 include_first() {
     line="Include $directory/*.conf"
+    # Once only: what is included twice, such as Port, is read twice.
     [ "$(grep -m 1 -E '^[[:space:]]*[^#[:space:]]' /etc/ssh/sshd_config)" = "$line" ] \
         || put /etc/ssh/sshd_config "$line
-$(cat /etc/ssh/sshd_config)"
+$(grep -vxF "$line" /etc/ssh/sshd_config)"
 }
 
 ports_of_socket() {

@@ -53,7 +53,7 @@ def test_firewall_opens_exactly_the_declared_ports(host, stranger, provision):
     assert scan(stranger, host)[4].open == {22, 80, 81}
 
     run = provision(host, firewall(SSH, WEB, METRICS, DNS))
-    assert run.ok, run
+    assert run.ok, str(run)
     assert run.changed == ["Firewall"]
 
     seen = scan(stranger, host, udp=(53, 54))
@@ -70,7 +70,7 @@ def test_firewall_opens_exactly_the_declared_ports(host, stranger, provision):
 def test_second_run_changes_nothing(host, provision):
     before = host.run("stat -c %Z /etc/ufw/user.rules /etc/default/ufw").stdout
     run = provision(host, firewall(SSH, WEB, METRICS, DNS))
-    assert run.ok, run
+    assert run.ok, str(run)
     assert run.changed == []
     assert host.run("stat -c %Z /etc/ufw/user.rules /etc/default/ufw").stdout == before
 
@@ -100,7 +100,7 @@ def test_drift_by_hand_is_healed(host, provision, by_hand):
     wanted = host.run("iptables -S ufw-user-input; ip6tables -S ufw6-user-input; grep tuple /etc/ufw/user*.rules").stdout
     host.run(by_hand)
     run = provision(host, firewall(SSH, WEB, METRICS, DNS))
-    assert run.ok, run
+    assert run.ok, str(run)
     assert run.changed == ["Firewall"]
     now = host.run("iptables -S ufw-user-input; ip6tables -S ufw6-user-input; grep tuple /etc/ufw/user*.rules").stdout
     assert now == wanted
@@ -112,7 +112,7 @@ def test_drift_by_hand_is_healed(host, provision, by_hand):
 
 def test_unset_removes_the_rule(host, stranger, provision):
     run = provision(host, firewall(SSH, METRICS))
-    assert run.ok, run
+    assert run.ok, str(run)
     assert [line for line in tuples(host) if " 80 " in line or " 53 " in line] == []
     assert [seen.open for seen in scan(stranger, host).values()] == [{22}, {22}]
 
@@ -188,7 +188,7 @@ def test_ssh_on_another_port_stays_open_undeclared(host, stranger, provision):
     host.write("/etc/ssh/sshd_config.d/port.conf", "Port 22\nPort 2222\n")
     host.run("systemctl reload ssh")
     run = provision(host, firewall(SSH, METRICS), data={"ssh_port": 22})
-    assert run.ok, run
+    assert run.ok, str(run)
     assert {seen.open for seen in scan(stranger, host).values()} == {frozenset({22, 2222})}
     host.run("rm /etc/ssh/sshd_config.d/port.conf && systemctl reload ssh")
     assert provision(host, firewall(SSH, METRICS)).changed == ["Firewall"]
@@ -201,7 +201,7 @@ def test_socket_activated_ssh_is_seen_where_it_listens(host, stranger, provision
     host.run("systemctl daemon-reload; systemctl disable --now ssh.service; systemctl enable --now ssh.socket")
     try:
         run = provision(host, firewall(SSH, METRICS))
-        assert run.ok, run
+        assert run.ok, str(run)
         assert {seen.reached - {9100} for seen in scan(stranger, host).values()} == {frozenset({22, 2223})}
         assert provision(host, firewall(SSH, METRICS)).changed == []
     finally:
