@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pyinfra.api import FactBase
 
@@ -51,6 +52,10 @@ class HostState:
     python: tuple[int, int] | None = None
     clock_offset: float | None = None
     listeners: tuple[Listener, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `pyinfra INV fact facts.preflight.Preflight` prints."""
+        return asdict(self)
 
 
 def parse(output: Iterable[str], now: float) -> HostState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from settings import inventory
@@ -144,7 +145,7 @@ def _load(
             faults += inventory.unknown_keys(name, data, section.prefix, section.flat_keys())
     host = Host(name=name, groups=groups, **sections)  # type: ignore[arg-type]
     for check in (_debug_faults, _certificate_faults, _backup_faults, _sysctl_faults, _port_faults):
-        faults += run_rule(lambda check=check: check(host), incomplete=bool(faults))  # type: ignore[misc]
+        faults += run_rule(partial(check, host), incomplete=bool(faults))
     return host, faults
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, TypeVar, cast, get_args
 
 from pydantic import ValidationError, ValidationInfo, field_validator
@@ -93,7 +94,7 @@ def load_section(
         for detail in error.errors(include_url=False):
             model.__dict__.pop(str(detail["loc"][0]), None)
     for check in section.rules():
-        found = run_rule(lambda check=check: check(model), incomplete=bool(faults))  # type: ignore[misc]
+        found = run_rule(partial(check, model), incomplete=bool(faults))
         faults = faults + [replace(fault, key=section.prefix + fault.key, host=host) for fault in found]
     return model, faults
 
@@ -120,11 +121,12 @@ def _known_and_example(section: type[Section], loc: tuple[int | str, ...]) -> tu
     if len(loc) == 1:
         return section.flat_keys(), info.examples[0] if info and info.examples else None
     parent = path(loc[:-1])
-    names = [name for model in _models_in(info.annotation if info else None) for name in model.model_fields]
+    names = [name for model in models_in(info.annotation if info else None) for name in model.model_fields]
     return [f"{section.prefix}{parent}.{name}" for name in names], None
 
 
-def _models_in(annotation: Any) -> list[type[Model]]:
+def models_in(annotation: Any) -> list[type[Model]]:
+    """Return the models inside an annotation: Port of `Annotated[tuple[Port, ...], …]`."""
     if isinstance(annotation, type) and issubclass(annotation, Model):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
+    return [model for part in get_args(annotation) for model in models_in(part)]

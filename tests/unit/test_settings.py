@@ -1,5 +1,7 @@
 """Bad settings, and exactly what is said about each: the words are the interface."""
 
+from pathlib import Path
+
 import pytest
 from pyinfra.api.arguments import AllArguments
 from pyinfra.connectors.ssh import ConnectorData
@@ -7,6 +9,7 @@ from pyinfra.connectors.ssh import ConnectorData
 from settings import Secret, SettingsError, load_fleet, load_host
 from settings.host import SECTIONS
 from settings.inventory import GLOBAL_KEYS, REFUSED_KEYS, SSH_KEYS
+from settings.reference import reference
 
 KEY = "k" * 32
 GOOD = {
@@ -658,3 +661,8 @@ def test_every_setting_is_described():
         for name, info in section.model_fields.items():
             assert info.description, f"{section.prefix}{name}"
             assert not info.is_required() or info.examples, f"{section.prefix}{name}"
+
+
+def test_reference_is_current():
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert page.read_text() == reference(), "write it again: python -m settings.reference > docs/settings.md"
