@@ -14,7 +14,7 @@ from pyinfra.operations import apt, server
 
 from deploys import current
 from facts.rollout import Rollout
-from operations import certificate, fileset, logrotate, nginx, release, rollout
+from operations import certificate, fileset, logrotate, nginx, release, rollout, template
 from operations.fileset import Directory, Symlink
 from operations.nginx import Location, RateLimit, Upstream
 from settings import Certificate, Gateway
@@ -89,7 +89,7 @@ def status() -> None:
 
 
 def _packages(settings: Gateway) -> None:
-    wanted = ["ca-certificates", "curl", "git", "python3-venv"]
+    wanted = ["ca-certificates", "curl", "git", "logrotate", "python3-venv"]
     if settings.supervisor == "supervisor":
         wanted.append("supervisor")
     apt.packages(
@@ -196,20 +196,29 @@ def _probe(settings: Gateway) -> str:
     )
 
 
-def _rollout(settings: Gateway) -> None:
+def service(settings: Gateway, release_directory: str) -> str:
+    """Return the unit, or the supervisor program, of either colour."""
     kind = {"systemd": "service", "supervisor": "conf"}[settings.supervisor]
+    return template.render(
+        f"gateway/{APP}.{kind}.j2",
+        user=USER,
+        state_directory=STATE,
+        release=release_directory,
+        application=settings.app,
+        uvicorn_options=uvicorn_options(settings),
+        drain_seconds=settings.drain_seconds,
+        memory_max=settings.memory_max,
+        **rollout.names(APP, settings.supervisor),
+    )
+
+
+def _rollout(settings: Gateway) -> None:
+    built = release.release_path(APP_ROOT, _source(settings), settings.requirements, settings.python)
     rollout.rollout(
         APP,
-        f"gateway/{APP}.{kind}.j2",
-        values={
-            "user": USER,
-            "state_directory": STATE,
-            "application": settings.app,
-            "uvicorn_options": uvicorn_options(settings),
-            "memory_max": settings.memory_max,
-        },
+        service=service(settings, built),
         environment=environment(settings),
-        release=release.release_path(APP_ROOT, _source(settings), settings.requirements, settings.python),
+        release=built,
         manager=settings.supervisor,
         health_path=settings.health_path,
         probe=_probe(settings),

@@ -20,7 +20,7 @@ from pyinfra import host
 from pyinfra.api import OperationError, OperationValueError, StringCommand, operation
 
 from facts.rollout import Colour, ColourState, Manager, Rollout, RolloutState
-from operations import script, template
+from operations import script
 from settings.secret import Secret
 
 # Stands for the colour's name in a spec's texts; replaced on the host when the spec is installed.
@@ -35,18 +35,33 @@ def upstream(app: str) -> str:
     return f"unix:/etc/{app}/active.sock"
 
 
-def stamp_command(app: str, manager: Manager) -> str:
-    """
-    Return the shell command with which a start writes down what it reads, to be run as root before the process.
+def _service_path(app: str, manager: Manager) -> str:
+    if manager == "systemd":
+        return f"/etc/systemd/system/{app}-{COLOUR}.service"
+    return f"/etc/supervisor/conf.d/{app}-{COLOUR}.conf"
 
-    What a process runs on is then known whatever happened since: a hand-edited file, a crash, a reboot, a wrong clock.
+
+def names(app: str, manager: Manager) -> dict[str, str]:
     """
-    service = {
-        "systemd": f"/etc/systemd/system/{app}-{COLOUR}.service",
-        "supervisor": f"/etc/supervisor/conf.d/{app}-{COLOUR}.conf",
-    }[manager]
-    files = f"{service} /etc/{app}/{COLOUR}.env {service}.d/*.conf"
-    return f"mkdir -p /run/hostwright && cat {files} 2>/dev/null | sha256sum >/run/hostwright/{app}-{COLOUR}.started"
+    Return what a service file is written with, for either colour.
+
+    + app, colour
+    + socket: path to listen on, as a Unix socket
+    + env_file: path of the environment
+    + stamp: shell command that must run as root before the process. It writes down what the process reads, so that it is
+      known what a process runs on, whatever happened since: a file changed by hand, a crash, a reboot, a wrong clock
+    """
+    service, env_file = _service_path(app, manager), f"/etc/{app}/{COLOUR}.env"
+    stamp = f"/run/hostwright/{app}-{COLOUR}.started"
+    return {
+        "app": app,
+        "colour": COLOUR,
+        "socket": f"/run/{app}-{COLOUR}/app.sock",
+        "env_file": env_file,
+        "stamp": (
+            f"mkdir -p /run/hostwright && cat {service} {env_file} {service}.d/*.conf 2>/dev/null | sha256sum >{stamp}"
+        ),
+    }
 
 
 @dataclass(frozen=True)
@@ -165,8 +180,7 @@ def _command(
 @operation()
 def rollout(
     app: str,
-    service_template: str | None = None,
-    values: Mapping[str, object] | None = None,
+    service: str = "",
     environment: Secret | None = None,
     release: str = "",
     manager: Manager = "systemd",
@@ -182,11 +196,9 @@ def rollout(
     Serve an application in exactly this spec, without a failed request on the way to it.
 
     + app: its name; units are ``APP-blue.service`` and ``APP-green.service``, ``APP.service`` means the enabled one
-    + service_template: of the unit or the supervisor program. It gets ``values`` and besides: ``app``, ``colour``,
-      ``release``, ``socket`` to listen on, ``env_file``, ``drain_seconds``, and ``stamp``, a shell command that must run as
-      root before the process
+    + service: text of the unit or the supervisor program, written with ``names(app, manager)``
     + environment: content of ``/etc/APP/COLOUR.env`` (0600)
-    + release: directory, e.g. of ``operations.release.release_path``
+    + release: directory that the service file names, e.g. of ``operations.release.release_path``
     + manager: ``systemd`` or ``supervisor``; the other one's files are removed
     + health_path: must answer below 400 on the colour's own socket
     + probe: shell command that must succeed after the switch, through everything a client goes through
@@ -205,8 +217,12 @@ def rollout(
     .. code:: python
 
         rollout.rollout(
-            "shop", "shop/shop.service.j2", values={"user": "shop"}, environment=Secret("PORT=1\\n"), release=path,
-            probe="curl -fsS --resolve shop.example:443:127.0.0.1 https://shop.example/health", name="Roll out",
+            "shop",
+            service=template.render("shop/shop.service.j2", release=path, **rollout.names("shop", "systemd")),
+            environment=Secret("LOG_LEVEL=info\\n"),
+            release=path,
+            probe="curl -fsS --resolve shop.example:443:127.0.0.1 https://shop.example/health",
+            name="Roll out release",
         )
     """
     _check(
@@ -224,25 +240,11 @@ def rollout(
         else:
             yield script.run("rollout/colour.sh", "rollout/remove.sh", app=app)
         return
-    if not service_template or environment is None or not release.startswith("/"):
-        raise OperationValueError("rollout: service_template, environment and release (a path) are needed")
-
-    stamp = stamp_command(app, manager)
-    service = template.render(
-        service_template,
-        **{
-            **(values or {}),
-            "app": app,
-            "colour": COLOUR,
-            "release": release,
-            "socket": f"/run/{app}-{COLOUR}/app.sock",
-            "env_file": f"/etc/{app}/{COLOUR}.env",
-            "drain_seconds": drain_seconds,
-            "stamp": stamp,
-        },
-    )
-    if stamp not in service:
-        raise OperationValueError(f"rollout: {service_template} does not use {{{{ stamp }}}}")
+    if environment is None or not release.startswith("/"):
+        raise OperationValueError("rollout: service, environment and release (a path) are needed")
+    missing = [key for key in ("socket", "env_file", "stamp") if names(app, manager)[key] not in service]
+    if missing or release not in service:
+        raise OperationValueError(f"rollout: the service file does not use {', '.join(missing) or 'release'}")
     spec = Spec(manager, release, service, environment, health_path)
 
     found = host.get_fact(Rollout, app=app, health_path=health_path)

@@ -114,9 +114,9 @@ last_words() { # colour
 	say "last lines of $app-$1:"
 	case $manager in
 	systemd)
-		# What a process said as it died may still be on its way.
+		# What a process said as it died may still be on its way. -n is not used: with --since it gives the first lines.
 		journalctl --sync 2>/dev/null || :
-		journalctl -u "$app-$1.service" --since "@$log_start" -n 30 --no-pager -o cat 2>/dev/null
+		journalctl -u "$app-$1.service" --since "@$log_start" --no-pager -o cat 2>/dev/null | tail -n 30
 		;;
 	supervisor) tail -c "+$((log_size + 1))" "/var/log/supervisor/$app-$1.log" 2>/dev/null | tail -n 30 ;;
 	esac | mask "$(env_file "$1")" | sed 's/^/    /' >&2 || :

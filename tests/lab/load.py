@@ -28,7 +28,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from tests.lab.hosts import LabHost
 from tests.lab.state import REPOSITORY
@@ -242,7 +242,7 @@ def _main() -> None:
     load = _Load(options.address, options.name)
     signal.signal(signal.SIGTERM, lambda *_: load.stop())
     report = load.run(get=options.get, slow=options.slow, stream=options.stream, upload=options.upload)
-    print(json.dumps(asdict(report)))  # noqa: T201 (this is a program)
+    print(json.dumps(vars(report)))  # noqa: T201 (this is a program)
 
 
 if __name__ == "__main__":
