@@ -41,6 +41,7 @@ class Sandbox:
 
     + writable: paths it may write to besides its own /tmp; a missing one is skipped
     + network: whether it may open sockets to other hosts
+    + home: whether it may read ``/root`` and ``/home``, e.g. an ssh key
     + capabilities: what is left of root's rights, e.g. ``("CAP_CHOWN",)``
     + system_calls: groups allowed besides ``@system-service``, which lacks e.g. ``@setuid``
     + cache: name below ``/var/cache`` of a directory that systemd makes for it, or empty
@@ -48,6 +49,7 @@ class Sandbox:
 
     writable: Sequence[str] = ()
     network: bool = False
+    home: bool = False
     capabilities: Sequence[str] = ()
     system_calls: Sequence[str] = ()
     cache: str = ""
