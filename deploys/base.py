@@ -21,7 +21,7 @@ from operations import (
     unit,
     updates,
 )
-from operations.fileset import Directory, File
+from operations.fileset import File
 from operations.template import render
 from settings import Base, Host
 
@@ -137,8 +137,6 @@ def _monitoring_files(host: Host) -> None:
                 f"/etc/default/{EXPORTER}",
                 render("base/prometheus-node-exporter.j2", textfiles=TEXTFILES),
             ),
-            Directory("/var/lib/prometheus"),
-            Directory(TEXTFILES),
             File(
                 f"{TEXTFILES}/hostwright.prom", render("base/hostwright.prom.j2", host=host, systems=systems)
             ),
