@@ -21,7 +21,7 @@ class Fault:
     + key: the flat key as written in the inventory (`gateway_domain`)
     + rule: what must hold (`must be at least 1`)
     + got: the value seen; `NOT_SHOWN` for an absent or secret one
-    + hint: what to write instead, as a full clause (`write gateway_port = 8000`)
+    + hint: what to write instead, as a full clause (`write gateway_workers = 2`)
     + host: the host's name; empty for a fault of the inventory as a whole
     """
 

@@ -98,8 +98,6 @@ Line = Annotated[str, AfterValidator(_one_line)]
 """Text that is safe in a line of a configuration file."""
 
 PortNumber = Annotated[int, Field(ge=1, le=65535)]
-HighPort = Annotated[int, Field(ge=1024, le=65535)]
-"""A port that an unprivileged service may bind."""
 
 Domain = Annotated[str, AfterValidator(_host_domain)]
 WildcardDomain = Annotated[str, AfterValidator(_domain)]

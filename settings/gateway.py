@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from settings.errors import Fault, broken
 from settings.exposure import Port
-from settings.fields import Domain, EnvName, HighPort, Line, Many, Network, WildcardDomain, matching
+from settings.fields import Domain, EnvName, Line, Many, Network, WildcardDomain, matching
 from settings.requirements import PortClaim, Requirements
 from settings.secret import Secret
 from settings.section import Section, rule
@@ -90,7 +90,7 @@ Path = Annotated[str, matching(r"/[A-Za-z0-9._~/-]*", "must be a URL path such a
 
 
 class Gateway(Section):
-    """FastAPI gateway behind nginx: a blue and a green instance on 127.0.0.1, one of which takes the traffic."""
+    """FastAPI gateway behind nginx: a blue and a green instance on Unix sockets, one of which takes the traffic."""
 
     prefix: ClassVar[str] = "gateway_"
 
@@ -128,8 +128,6 @@ class Gateway(Section):
         "distribution", description="the distribution's python3, or one that uv manages, such as 'uv:3.12'"
     )
 
-    port: HighPort = Field(8000, description="port of the blue instance on 127.0.0.1")
-    standby_port: HighPort = Field(8001, description="port of the green instance on 127.0.0.1")
     workers: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="uvicorn workers; each one runs its own health checker and all share one SQLite file"
     )
@@ -205,11 +203,6 @@ class Gateway(Section):
     )
 
     @rule
-    def _ports_differ(self) -> Iterator[Fault]:
-        if self.port == self.standby_port:
-            yield Fault("standby_port", "must differ from gateway_port", self.standby_port)
-
-    @rule
     def _git_has_version(self) -> Iterator[Fault]:
         if self.source != "git":
             return
@@ -280,8 +273,9 @@ class Gateway(Section):
 
     @rule
     def _extra_env_is_extra(self) -> Iterator[Fault]:
-        for name in sorted({*self.extra_env, *self.extra_secret_env} & _OWN_ENV):
-            yield Fault(f"extra_env.{name}", "has a setting of its own", hint="see docs/settings.md")
+        for field in ("extra_env", "extra_secret_env"):
+            for name in sorted(_OWN_ENV.intersection(getattr(self, field))):
+                yield Fault(f"{field}.{name}", "is set by the deploy", hint="see the settings of the gateway")
         for name in sorted(self.extra_env):
             if _SECRET_NAME.search(name):
                 yield Fault(
@@ -303,24 +297,18 @@ class Gateway(Section):
         return self.request_timeout_seconds + 30
 
     def ports(self) -> tuple[Port, ...]:
-        """Return the ports that the gateway opens; the app itself stays on 127.0.0.1."""
+        """Return the ports that the gateway opens; the app itself listens on a Unix socket."""
         return (
             Port(port=80, why="gateway: ACME challenge and redirect to https"),
             Port(port=443, why="gateway: https"),
         )
 
     def needs(self) -> Requirements:
-        """Return what the guide asks of a host, and the ports that the gateway will hold."""
-        app = ("gateway*.service", "supervisor.service")
+        """Return what the guide asks of a host, and the ports that nginx will hold."""
         return Requirements(
             memory_mb=512,
             disk_root_mb=256,
             disk_var_mb=256,
             python=(3, 11) if self.python == "distribution" else (0, 0),
-            ports=(
-                PortClaim(80, ("nginx",)),
-                PortClaim(443, ("nginx",)),
-                PortClaim(self.port, app),
-                PortClaim(self.standby_port, app),
-            ),
+            ports=(PortClaim(80, ("nginx",)), PortClaim(443, ("nginx",))),
         )

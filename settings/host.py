@@ -197,21 +197,18 @@ def _certificate_faults(host: Host) -> Iterator[Fault]:
 
 
 def _port_faults(host: Host) -> Iterator[Fault]:
-    """Two parts of a host must not claim one port, and nothing opened may be a port that stays on 127.0.0.1."""
-    owners: dict[tuple[int, str], str] = {(number, "tcp"): "base_ssh_ports" for number in host.base.ssh_ports}
-    for system in host.systems:
-        for claim in system.needs().ports:
-            owner = owners.setdefault((claim.port, claim.proto), system.prefix.rstrip("_"))
-            if owner != system.prefix.rstrip("_"):
-                key = next(
-                    (n for n in ("port", "standby_port") if getattr(system, n, 0) == claim.port), "domain"
-                )
-                yield Fault(
-                    f"{system.prefix}{key}", f"must not use a port of {owner}", claim.port, host=host.name
-                )
-    for number, port in enumerate(host.base.exposure):
-        if (port.port, port.proto) in owners:
-            owner = owners[port.port, port.proto]
+    """sshd and further open ports must leave the systems theirs."""
+    owners = {
+        (claim.port, claim.proto): system.prefix.rstrip("_")
+        for system in host.systems
+        for claim in system.needs().ports
+    }
+    for number in host.base.ssh_ports:
+        if owner := owners.get((number, "tcp")):
+            yield Fault("base_ssh_ports", f"must not be a port of {owner}", number, host=host.name)
+    owners |= {(number, "tcp"): "base_ssh_ports" for number in host.base.ssh_ports}
+    for index, port in enumerate(host.base.exposure):
+        if owner := owners.get((port.port, port.proto)):
             yield Fault(
-                f"base_exposure[{number}].port", f"must not be a port of {owner}", port.port, host=host.name
+                f"base_exposure[{index}].port", f"must not be a port of {owner}", port.port, host=host.name
             )

@@ -19,7 +19,8 @@ HEAD = """\
 <!-- Written by `python -m settings.reference > docs/settings.md`. Do not edit. -->
 
 Settings are host data: in a host's entry of an inventory, in `group_data/<group>.py`, or for one run as
-`--data key=value`. Later ones win: group data, host data, `--data`. Each key has the prefix of its section.
+`--data key=value`. What comes later wins: `group_data/all.py`, the groups in the order of the inventory file, the group that
+is called like the inventory file, the host, `--data`. Each key has the prefix of its section.
 Unknown keys, wrong types and contradictions are all refused, in one report, before any connection.
 
 On the command line a value is read as JSON first: quote a text that looks like a number (`--data 'gateway_version="1.30"'`).

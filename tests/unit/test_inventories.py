@@ -160,8 +160,8 @@ def test_limit_does_not_hide_faults_of_other_hosts(inventory, deploy, listener):
             "gateway_version: must be text on host web1, got 1.3, quote it: ",
         ),
         (
-            ["--data", "gateway_port=08000x"],
-            "gateway_port: must be a whole number on host web1, got '08000x'",
+            ["--data", "gateway_workers=08000x"],
+            "gateway_workers: must be a whole number on host web1, got '08000x'",
         ),
     ],
 )

@@ -88,8 +88,9 @@ BAD = {
     ),
     # types
     "number as text": (
-        {"gateway_port": "8000"},
-        "gateway_port: must be a whole number on host web1, got '8000', write gateway_port = 8000",
+        {"gateway_max_request_body_size": "8000"},
+        "gateway_max_request_body_size: must be a whole number on host web1, got '8000', "
+        "write gateway_max_request_body_size = 8000",
     ),
     "number as float": (
         {"gateway_workers": 2.0},
@@ -162,10 +163,9 @@ BAD = {
         "gateway_domain: must not be a wildcard on host web1, got '*.example.org'",
     ),
     "port out of range": (
-        {"gateway_port": 70000},
-        "gateway_port: must be at most 65535 on host web1, got 70000",
+        {"base_ssh_ports": [70000]},
+        "base_ssh_ports[0]: must be at most 65535 on host web1, got 70000",
     ),
-    "port below 1024": ({"gateway_port": 80}, "gateway_port: must be at least 1024 on host web1, got 80"),
     "open port out of range": (
         {"base_exposure": [{"port": 0, "why": "x"}]},
         "base_exposure[0].port: must be at least 1 on host web1, got 0",
@@ -309,10 +309,6 @@ BAD = {
         "write gateway_extra_secret_env = {'SMTP_PASSWORD': 'env:SMTP_PASSWORD'}",
     ),
     # between fields
-    "one port for two instances": (
-        {"gateway_standby_port": 8000},
-        "gateway_standby_port: must differ from gateway_port on host web1, got 8000",
-    ),
     "git without version": (
         {"gateway_version": None},
         "gateway_version: is required when gateway_source is 'git' on host web1, write a tag or a full commit",
@@ -356,7 +352,7 @@ BAD = {
     ),
     "variable that is a setting": (
         {"gateway_extra_env": {"LOG_LEVEL": "DEBUG"}},
-        "gateway_extra_env.LOG_LEVEL: has a setting of its own on host web1, see docs/settings.md",
+        "gateway_extra_env.LOG_LEVEL: is set by the deploy on host web1, see the settings of the gateway",
     ),
     "staging of another CA": (
         {"certificate_staging": True, "certificate_directory": "https://ca.example.org/dir"},
@@ -417,12 +413,16 @@ BAD = {
         "write backup_password = 'env:BACKUP_PASSWORD', or backup_enabled = False",
     ),
     "port of sshd": (
-        {"base_ssh_ports": [8001]},
-        "gateway_standby_port: must not use a port of base_ssh_ports on host web1, got 8001",
+        {"base_ssh_ports": [22, 443]},
+        "base_ssh_ports: must not be a port of gateway on host web1, got 443",
     ),
-    "app opened past nginx": (
-        {"base_exposure": [{"port": 8000, "why": "the guide says so"}]},
-        "base_exposure[0].port: must not be a port of gateway on host web1, got 8000",
+    "port opened twice": (
+        {"base_exposure": [{"port": 22, "why": "as everyone does"}]},
+        "base_exposure[0].port: must not be a port of base_ssh_ports on host web1, got 22",
+    ),
+    "port of nginx opened again": (
+        {"base_exposure": [{"port": 80, "why": "the guide says so"}]},
+        "base_exposure[0].port: must not be a port of gateway on host web1, got 80",
     ),
 }
 
@@ -474,8 +474,8 @@ def test_forwarding_stays_on_where_containers_run():
 def test_settings_of_a_system_elsewhere_are_no_fault_but_its_typos_are():
     # --data gateway_version=… reaches every host of the inventory
     assert report({}, groups=("ci_runner",)) == []
-    assert report({"gateway_prot": 1}, groups=("ci_runner",)) == [
-        "gateway_prot: unknown setting on host web1, did you mean gateway_port?"
+    assert report({"gateway_wokers": 1}, groups=("ci_runner",)) == [
+        "gateway_wokers: unknown setting on host web1, did you mean gateway_workers?"
     ]
 
 
@@ -483,7 +483,7 @@ def test_all_faults_come_in_one_report():
     lines = report(
         {
             "gateway_domian": "x",
-            "gateway_port": "8000",
+            "gateway_workers": "8",
             "gateway_health_check_interval_seconds": 5,
             "gateway_version": None,
             "certificate_email": None,
@@ -496,7 +496,7 @@ def test_all_faults_come_in_one_report():
         "ssh_password",
         "backup_keep_daily",
         "backup_drill_at",
-        "gateway_port",
+        "gateway_workers",
         "gateway_domian",
         "gateway_version",
         "gateway_health_check_timeout_seconds",
@@ -505,9 +505,9 @@ def test_all_faults_come_in_one_report():
 
 
 def test_rule_is_not_applied_to_a_field_that_is_wrong_itself():
-    assert report({"gateway_port": "x", "gateway_standby_port": 8000}) == [
-        "gateway_port: must be a whole number on host web1, got 'x'"
-    ]
+    assert report(
+        {"gateway_health_check_interval_seconds": "x", "gateway_health_check_timeout_seconds": 90}
+    ) == ["gateway_health_check_interval_seconds: must be a whole number on host web1, got 'x'"]
 
 
 def test_derived_default_is_not_a_fault_of_its_own():
@@ -542,7 +542,7 @@ def test_models_hold_what_was_written():
     assert host.hostname == "web1"
     assert host.requirements.memory_mb == 512
     with pytest.raises(Exception, match="frozen"):
-        host.gateway.port = 1
+        host.gateway.workers = 2
 
 
 def test_host_without_systems_has_the_common_sections_only():
@@ -573,16 +573,16 @@ def fleet_report(hosts, **kwargs):
 
 
 def test_fault_of_several_hosts_is_said_once():
-    bad = {"gateway_prot": 1}
+    bad = {"gateway_wokers": 1}
     assert fleet_report(
         {
             "web1": (["gateway"], {"ssh_hostname": "192.0.2.1", **bad}),
             "web2": (["gateway"], {"ssh_hostname": "192.0.2.2", **bad}),
-            "web3": (["gateway"], {"ssh_hostname": "192.0.2.3", "gateway_port": 1}),
+            "web3": (["gateway"], {"ssh_hostname": "192.0.2.3", "gateway_workers": 0}),
         }
     ) == [
-        "gateway_prot: unknown setting on hosts web1, web2, did you mean gateway_port?",
-        "gateway_port: must be at least 1024 on host web3, got 1",
+        "gateway_wokers: unknown setting on hosts web1, web2, did you mean gateway_workers?",
+        "gateway_workers: must be at least 1 on host web3, got 0",
     ]
 
 
