@@ -258,12 +258,15 @@ class LabHost:
     # --- inner workings ---------------------------------------------------------------------------------------
 
     def _wait_until_up(self) -> None:
-        wait_for(f"{self.name}: sshd (see {self.directory}/console.log)", self._sshd_greets, 60)
-        wait_for(f"{self.name}: end of boot", self._booted, 60)
+        try:
+            wait_for("sshd", self._sshd_greets, 60)
+            wait_for("end of boot", self._booted, 60)
+        except LabError as error:
+            raise LabError(f"{self.name}: {error}; its console says: {self._last_words()}") from None
 
     def _sshd_greets(self) -> bool:
         if self._power.pid is None:
-            raise LabError(f"{self.name}: did not boot: {self._last_words()}")
+            raise LabError("switched off by itself")
         try:
             with socket.create_connection((self.address, 22), timeout=1) as connection:
                 return connection.recv(4) == b"SSH-"

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.lab import cache, cgroups, hosts, image, network, wan
 from tests.lab.acme import Acme
 from tests.lab.hosts import LabHost
-from tests.lab.state import ROOT, Process, default_slot, lock, run, slot_directory, wait_for
+from tests.lab.state import ROOT, LabError, Process, default_slot, lock, run, slot_directory, wait_for
 from tests.lab.wan import DelayedLink
 
 
@@ -35,9 +35,13 @@ class Lab:
         + layer: "bare" (as a cloud image) or "packages" (nginx, certbot, … installed already)
         + index: last part of its addresses; by default a free one
         """
-        host = LabHost.create(self.slot, name, release, layer, index)
-        self.hosts[name] = host
-        return host
+        try:
+            self.hosts[name] = LabHost.create(self.slot, name, release, layer, index)
+        except LabError:
+            if name in {plan.name for plan in hosts.plans(self.slot)}:
+                self.hosts[name] = LabHost.find(self.slot, name)  # half made: to be removed with the others
+            raise
+        return self.hosts[name]
 
     def boot_all(self, *wanted: tuple[str, str, str] | tuple[str, str, str, int]) -> list[LabHost]:
         """Boot several fresh hosts at once, each given as (name, release, layer[, index]); return them in that order."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.lab.state import ROOT, SLOTS, lock, run
+from tests.lab.state import ROOT, SLOTS, LabError, lock, run
 
 CACHE_ADDRESS = "10.78.255.1"
 _CACHE_BRIDGE = "hwlabc"
@@ -77,10 +77,16 @@ def create_cache_address() -> None:
 
 
 def create(slot: int) -> None:
-    """Make the slot's bridge and its way out. Does nothing when they are there."""
+    """Make the slot's bridge and its way out. Does nothing when they are there.
+
+    Raises LabError when this machine has another use for the addresses.
+    """
     with lock("network"):
         if _link_exists(bridge(slot)):
             return
+        taken = run("ip", "-4", "route", "show", "root", f"10.78.{slot}.0/24").strip()
+        if taken:
+            raise LabError(f"slot {slot}: this machine uses its network already ({taken.splitlines()[0].strip()}): take another slot")
         _remember_forwarding()
         name = bridge(slot)
         _batch([
@@ -105,8 +111,10 @@ def attach(slot: int, name: str, index: int) -> None:
     netns, outer = namespace(slot, name), _outer_link(slot, index)
     run("ip", "netns", "add", netns)
     mtu = Path("/sys/class/net", bridge(slot), "mtu").read_text().strip()
+    # The same hardware address at every boot: neighbours would go on sending to the old one for half a minute.
+    mac = f"02:78:00:00:{slot:02x}:{index:02x}"
     _batch([
-        f"link add {outer} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {netns}",
+        f"link add {outer} mtu {mtu} type veth peer name eth0 address {mac} mtu {mtu} netns {netns}",
         f"link set {outer} master {bridge(slot)} up",
     ])  # fmt: skip
     _batch([
