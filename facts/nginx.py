@@ -10,7 +10,7 @@ COPIES = "/var/lib/hostwright/nginx"
 
 # `nginx -t` reads what is on disk, not what runs: the two differ after a hand edit, and only this tells.
 _COMMAND = rf"""
-if command -v nginx >/dev/null 2>&1; then
+if dpkg-query -W -f '${{Status}}' nginx 2>/dev/null | grep -q '^install ok installed'; then
     nginx -v 2>&1 | sed -n 's|^nginx version: nginx/\([0-9.]*\).*|version \1|p'
     said=$(nginx -t -q 2>&1) || printf '%s\n' "${{said:-nginx -t failed}}" | sed 's/^/fault /'
     for file in {UPSTREAMS}/*.conf; do

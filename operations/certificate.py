@@ -10,11 +10,10 @@ from collections.abc import Generator, Sequence
 
 from pyinfra import host
 from pyinfra.api import OperationValueError, StringCommand, operation
-from pyinfra.operations import apt
 
 from facts.certificate import LIVE, SELF_SIGNED, TLS, CertificateState
 from facts.certificate import Certificate as CertificateFact
-from operations import fileset, script, template, unit
+from operations import dpkg, fileset, script, template, unit
 from operations.fileset import Absent, Entry, File
 from operations.nginx import ACME_WEBROOT
 from settings.secret import Secret
@@ -83,7 +82,9 @@ def bootstrap_source(state: CertificateState, cert_name: str, domains: Sequence[
     """
     pair = state.pair
     if pair and pair.key_matches:
-        is_fit = not state.is_self_signed or (pair.names == frozenset(domains) and not pair.expires_soon(state.now))
+        is_fit = not state.is_self_signed or (
+            pair.names == frozenset(domains) and not pair.expires_soon(state.now)
+        )
         if is_fit:
             return None
     if state.live and state.live.key_matches and not state.is_self_signed:
@@ -238,9 +239,7 @@ def certificate(
         return
 
     if missing := [package for package in packages if package not in state.packages]:
-        yield from apt.packages._inner(
-            packages=missing, update=True, cache_time=3600, extra_install_args="-o DPkg::Lock::Timeout=120"
-        )
+        yield from dpkg.packages._inner(packages=missing)
         state = host.get_fact(
             CertificateFact, cert_name=cert_name, server_name=_asked(domains), packages=packages
         )

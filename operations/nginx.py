@@ -43,7 +43,9 @@ class Upstream:
 
     + name: what locations call it
     + servers: ``127.0.0.1:8000`` or ``unix:/run/app.sock``, with nginx's ``backup``, ``down`` or ``weight=`` if wanted
-    + keepalive: idle connections that each worker keeps open to it
+    + keepalive: idle connections that each worker keeps open to it; 0 makes a new one for each request
+    + keepalive_seconds: for how long (s). It must be less than the server's own: one that closes first makes a POST
+      fail that was just sent (uvicorn closes after 5 s, nginx alone would keep 60)
     + switched: the servers are switched by a rollout in ``/etc/nginx/upstreams/<name>.conf``. The site makes that file
       once, and afterwards only when it is gone or no longer an upstream
     """
@@ -51,6 +53,7 @@ class Upstream:
     name: str
     servers: tuple[str, ...]
     keepalive: int = 16
+    keepalive_seconds: int = 4
     switched: bool = False
 
 
@@ -195,6 +198,8 @@ def site_faults(site_name: str, wanted: Site) -> list[str]:
             faults.append(
                 f"upstream name must be lower case letters, digits, '-' and '_', got {upstream.name!r}"
             )
+        if upstream.keepalive < 0 or upstream.keepalive_seconds < 1:
+            faults.append(f"upstream {upstream.name}: keepalive must be >= 0 and keepalive_seconds >= 1")
         if not upstream.servers:
             faults.append(f"upstream {upstream.name}: has no servers")
         for server in upstream.servers:
@@ -236,7 +241,7 @@ def _managed(path: str, text: str) -> tuple[File, File]:
 def _install(state: NginxState) -> Generator[StringCommand, None, NginxState]:
     # A runtime mask is what a killed installation leaves behind.
     if not state.installed or state.masked:
-        yield script.run("nginx/install.sh", packages="nginx openssl")
+        yield script.run("dpkg/install.sh", "nginx/install.sh", packages="nginx openssl")
         state = host.get_fact(Nginx)
     if state.installed and state.version < (1, 19, 4):
         raise OperationError(

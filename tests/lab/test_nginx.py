@@ -83,6 +83,7 @@ def served(host, stranger, provision):
     """A bare host that the site was provisioned on, while the stranger watched its port 80."""
     host.write("/opt/answers.py", ANSWERS)
     host.run("systemd-run -q --unit answers python3 /opt/answers.py")
+    assert provision(host, shop(), dry=True).changed == ["Bootstrap", "Server", "Site"]
     watch = threading.Thread(
         target=stranger.run,
         args=(

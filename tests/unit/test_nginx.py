@@ -62,6 +62,7 @@ def test_a_good_site_has_no_faults() -> None:
         (replace(SHOP, locations=()), "locations is empty"),
         (replace(SHOP, locations=SHOP.locations * 2), "location '/': stands twice"),
         (replace(SHOP, upstreams=SHOP.upstreams * 2), "a name stands twice"),
+        (replace(SHOP, upstreams=(Upstream("shop", ("a:1",), keepalive=-1),)), "keepalive must be >= 0"),
         (replace(SHOP, upstreams=(Upstream("shop", ()),)), "upstream shop: has no servers"),
         (
             replace(SHOP, upstreams=(Upstream("shop", ("localhost",)),)),
@@ -191,6 +192,12 @@ def test_only_an_upstream_that_no_rollout_switches_stands_in_the_site() -> None:
     assert "upstream shop {" not in text(
         replace(SHOP, upstreams=(replace(SHOP.upstreams[0], switched=True),))
     )
+
+
+def test_idle_connections_are_dropped_before_the_upstream_drops_them() -> None:
+    assert "keepalive 16;\n    keepalive_timeout 4s;" in text()
+    # `keepalive 0` is no directive that nginx knows
+    assert "keepalive" not in text(replace(SHOP, upstreams=(replace(SHOP.upstreams[0], keepalive=0),)))
 
 
 @pytest.mark.parametrize(
