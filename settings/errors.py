@@ -100,7 +100,8 @@ def path(loc: tuple[int | str, ...]) -> str:
     text = ""
     for part in loc:
         if part != "[key]":
-            text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+            name = f"[{part}]" if isinstance(part, int) else repr(part)[1:-1]
+            text += f".{name}" if text and isinstance(part, str) else name
     return text
 
 

@@ -1,8 +1,11 @@
 """Bad settings, and exactly what is said about each: the words are the interface."""
 
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyinfra.api.arguments import AllArguments
 from pyinfra.connectors.ssh import ConnectorData
 
@@ -51,6 +54,10 @@ def quote(key):
 
 
 BAD = {
+    "control character in a nested key": (
+        {"gateway_extra_env": {"A\nB": "c"}},
+        "gateway_extra_env.A\\nB: must be a variable name of letters, digits and _ on host web1, got 'A\\nB'",
+    ),
     # keys
     "typo": (
         {"gateway_domian": "x.example.org"},
@@ -559,6 +566,28 @@ def test_secrets_stay_unresolved_when_asked():
     assert host.backup.password.reference == "env:NOT_SET_ANYWHERE"
     with pytest.raises(ValueError, match="NOT_SET_ANYWHERE was not resolved"):
         host.backup.password.unmask()
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["env:A", "{x}", "file:a#b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([key for section in SECTIONS.values() for key in section.flat_keys()]), ANYTHING
+    )
+)
+def test_any_data_is_read_or_refused_in_words(data):
+    for line in report(data):
+        assert re.match(r"[a-z_0-9]+[^:]*: .+ on host web1", line)
 
 
 # whole inventories
