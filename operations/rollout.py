@@ -152,6 +152,7 @@ def _command(
     spec_name: str,
     spec: Spec | None,
     probe: str | None,
+    probe_seconds: int,
     start_seconds: int,
     settle_seconds: int,
     drain_seconds: int,
@@ -170,6 +171,7 @@ def _command(
         service=spec.service if spec else "",
         environment=spec.environment if spec else "",
         probe=probe or "",
+        probe_seconds=probe_seconds,
         start_seconds=start_seconds,
         settle_seconds=settle_seconds,
         drain_seconds=drain_seconds,
@@ -186,6 +188,7 @@ def rollout(
     manager: Manager = "systemd",
     health_path: str = "/health",
     probe: str | None = None,
+    probe_seconds: int = 10,
     start_seconds: int = 60,
     settle_seconds: int = 8,
     drain_seconds: int = 330,
@@ -201,7 +204,7 @@ def rollout(
     + release: directory that the service file names, e.g. of ``operations.release.release_path``
     + manager: ``systemd`` or ``supervisor``; the other one's files are removed
     + health_path: must answer below 400 on the colour's own socket
-    + probe: shell command that must succeed after the switch, through everything a client goes through
+    + probe: shell command that must succeed within ``probe_seconds`` (s) after the switch, through all a client goes through
     + start_seconds: to the first healthy answer; + settle_seconds: healthy without a break after it, in the same process
     + drain_seconds: how long the old colour may take to finish running requests; it does so after the run has ended
     + keep: how many specs that served stay stored to roll back to
@@ -252,13 +255,25 @@ def rollout(
     if decision == Decision():
         host.noop(f"{app} serves spec {spec.name} on {found.active}")
         return
-    yield _command(app, decision, spec.name, spec, probe, start_seconds, settle_seconds, drain_seconds, keep)
+    yield _command(
+        app,
+        decision,
+        spec.name,
+        spec,
+        probe,
+        probe_seconds,
+        start_seconds,
+        settle_seconds,
+        drain_seconds,
+        keep,
+    )
 
 
 @operation(is_idempotent=False)
 def rollback(
     app: str,
     probe: str | None = None,
+    probe_seconds: int = 10,
     start_seconds: int = 60,
     settle_seconds: int = 8,
     drain_seconds: int = 330,
@@ -288,6 +303,7 @@ def rollback(
         found.previous,
         None,
         probe,
+        probe_seconds,
         start_seconds,
         settle_seconds,
         drain_seconds,

@@ -2,7 +2,7 @@
 # shellcheck shell=sh disable=SC2154  # set in front of this script:
 #   do_switch do_start do_repair do_retire   yes or empty: what operations/rollout.py decided
 #   spec             id of the spec; service, environment and about are its three files, empty to use the stored ones
-#   probe            shell command that asks through nginx, or empty
+#   probe            shell command that asks through nginx and must succeed within probe_seconds, or empty
 #   start_seconds    to the first healthy answer;   settle_seconds  healthy without a break after it
 #   drain_seconds    how long the old colour may take to finish what it is doing
 #   keep             how many specs that once served stay stored, besides those installed
@@ -161,7 +161,7 @@ point_at() { # colour, or nothing
 
 answers_through_nginx() {
 	[ -n "$probe" ] || return 0
-	_end=$(($(now) + 10))
+	_end=$(($(now) + probe_seconds))
 	until _said=$(timeout 10 sh -c "$probe" 2>&1); do
 		if [ "$(now)" -ge "$_end" ]; then
 			say "no good answer through nginx: $probe: $_said"
