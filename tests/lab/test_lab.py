@@ -87,6 +87,10 @@ def test_units_of_one_host_are_not_those_of_another(lab: Lab, host: LabHost, str
     for each in (host, stranger):
         each.write("/run/systemd/system/same.service", unit)
         each.run("systemctl daemon-reload; systemctl start same.service")
+    for each in (host, stranger):
+        status = each.run("systemctl status same.service")
+        assert "sleep infinity" in status.stdout, "systemd finds the process in the unit's control group"
+        assert status.stderr == "", "and none there that is not the host's own"
     host.run("systemctl stop same.service", timeout=10)
     assert host.run("systemctl is-active same.service", check=False).stdout == "inactive\n"
     assert stranger.run("systemctl is-active same.service").stdout == "active\n"
@@ -202,6 +206,7 @@ def test_full_disk_refuses_writes_and_heals(host: LabHost) -> None:
     assert "No space left on device" in refused.stderr
     host.free_disk()
     assert host.read("/srv/data/old") + host.read("/srv/data/small") == "oldsmall"
+    assert host.run("ls -A /srv/data").stdout.split() == ["large", "old", "small"]
     host.run("dd if=/dev/zero of=/srv/data/large bs=1k count=64")
     assert "lab-full" not in host.read("/proc/mounts")
     assert host.run("stat -c '%a %U:%G' /srv/data").stdout == "2750 daemon:daemon\n"
