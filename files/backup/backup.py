@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -277,12 +276,15 @@ def _file_digest(path: Path) -> str:
 
 # --- kinds: how a consistent copy of a source is made, looked at and put in place -----------------------------------
 #
-# A further kind (postgres, redis, mongodb, an object store) is one more class with these four methods and its line in
+# A further kind (postgres, redis, mongodb, an object store) is one more class with these methods and its line in
 # KINDS: drill, restore, retention and state know nothing else about it.
 
 
 class Kind:
-    """A way to copy a source. ``stage`` and ``scratch`` directories hold one copy, under the name ``data``."""
+    """A way to copy a source. A directory that holds one copy holds it under the name ``data``."""
+
+    # endings of files that belong to the source and move with it
+    COMPANIONS: tuple[str, ...] = ()
 
     def __init__(self, source: Source, deadline: Deadline) -> None:
         self.source = source
@@ -304,9 +306,47 @@ class Kind:
         """Look at ``directory/data``. Raise Failure when it is not whole in itself."""
         raise NotImplementedError
 
-    def install(self, directory: Path, stamp: str) -> list[str]:
-        """Put ``directory/data`` where the source is, what stood there beside it; return the paths that were kept."""
+    def prepare(self, directory: Path) -> Path:
+        """Put ``directory/data`` beside the source, with its final owner and mode; return where it waits."""
         raise NotImplementedError
+
+    def exchange(self, incoming: Path, stamp: str) -> list[str]:
+        """
+        Rename what stands at the source's path aside and ``incoming`` to it; return the names of what was kept.
+
+        Nothing is deleted, and when it fails, everything stands where it stood.
+        """
+        path = self.path.resolve()
+        moved = []
+        try:
+            for ending in ("", *self.COMPANIONS):
+                old = path.with_name(path.name + ending)
+                if old.exists() or old.is_symlink():
+                    aside = path.with_name(f"{path.name}.before-restore-{stamp}{ending}")
+                    os.rename(old, aside)
+                    moved.append((old, aside))
+            os.rename(incoming, path)
+        except OSError:
+            for old, aside in moved:
+                os.rename(aside, old)
+            raise
+        _sync(path.parent)
+        return [str(aside) for _, aside in moved]
+
+    def _give(self, incoming: Path) -> None:
+        """Set owner and mode of what is going to stand at the source's path."""
+        incoming.chmod(int(self.source.mode, 8))
+        if os.geteuid() == 0:
+            try:
+                shutil.chown(incoming, self.source.owner, self.source.group)
+            except LookupError as error:
+                raise Failure(f"{error}: provision the host first") from None
+
+    def _waiting(self) -> Path:
+        path = self.path.resolve()
+        if not path.parent.is_dir():
+            raise Failure(f"{path.parent} does not exist: provision the host first")
+        return path.with_name(f".{path.name}.incoming")
 
 
 class Sqlite(Kind):
@@ -343,24 +383,18 @@ class Sqlite(Kind):
         counts = json.loads(self._sqlite("sqlite-inspect", str(data), account=account))
         return Content(data.stat().st_size, _file_digest(data), counts)
 
-    def install(self, directory: Path, stamp: str) -> list[str]:
-        path = self.path.resolve()
-        incoming = path.with_name(f".{path.name}.incoming")
-        with contextlib.suppress(FileNotFoundError):
-            incoming.unlink()
+    def prepare(self, directory: Path) -> Path:
+        incoming = self._waiting()
+        incoming.unlink(missing_ok=True)
         shutil.copyfile(directory / "data", incoming)
-        os.chmod(incoming, int(self.source.mode, 8))
-        if os.geteuid() == 0:
-            shutil.chown(incoming, self.source.owner, self.source.group)
+        self._give(incoming)
         _sync(incoming)
+        return incoming
+
+    def exchange(self, incoming: Path, stamp: str) -> list[str]:
+        # The files move together and keep belonging together: under the new name SQLite opens them as one database.
         _refuse_open_files(self._files())
-        # The three move together and keep belonging together: SQLite opens them under the new name as one database.
-        kept = _move_aside(
-            [(each, end) for each, end in zip(self._files(), ("", *self.COMPANIONS))], path, stamp
-        )
-        os.replace(incoming, path)
-        _sync(path.parent)
-        return kept
+        return super().exchange(incoming, stamp)
 
     def _files(self) -> list[Path]:
         path = self.path.resolve()
@@ -404,7 +438,7 @@ def sqlite_inspect(path: str) -> dict[str, int]:
     database = sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)
     faults = [row[0] for row in database.execute("PRAGMA integrity_check(5)")]
     if faults != ["ok"]:
-        raise Failure("integrity_check: " + "; ".join(faults))
+        raise Failure("integrity_check: " + " ".join("; ".join(faults).split()))
     counts = {}
     query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
     for (table,) in database.execute(query).fetchall():
@@ -448,20 +482,14 @@ class Directory(Kind):
             )
         return Content(size, digest.hexdigest(), {"files": files})
 
-    def install(self, directory: Path, stamp: str) -> list[str]:
-        path = self.path.resolve()
-        incoming = path.with_name(f".{path.name}.incoming")
+    def prepare(self, directory: Path) -> Path:
+        incoming = self._waiting()
         shutil.rmtree(incoming, ignore_errors=True)
         ended = execute(["cp", "-a", "--", str(directory / "data"), str(incoming)], self.deadline)
         if ended.status:
             raise Failure(f"cp: {ended.err.strip().splitlines()[-1]}")
-        os.chmod(incoming, int(self.source.mode, 8))
-        if os.geteuid() == 0:
-            shutil.chown(incoming, self.source.owner, self.source.group)
-        kept = _move_aside([(path, "")], path, stamp)
-        os.replace(incoming, path)
-        _sync(path.parent)
-        return kept
+        self._give(incoming)
+        return incoming
 
     @staticmethod
     def _entries(root: Path) -> list[Path]:
@@ -477,17 +505,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _move_aside(paths: Sequence[tuple[Path, str]], path: Path, stamp: str) -> list[str]:
-    """Rename what is there to ``<path>.before-restore-<stamp><ending>``; return the new names."""
-    kept = []
-    for each, ending in paths:
-        if each.exists() or each.is_symlink():
-            aside = path.with_name(f"{path.name}.before-restore-{stamp}{ending}")
-            os.rename(each, aside)
-            kept.append(str(aside))
-    return kept
 
 
 def _refuse_open_files(paths: Sequence[Path]) -> None:
@@ -1028,23 +1045,26 @@ class Backup:
         content = self._bring_back(repository, snapshot, snapshots)
         tell(f"checked: {content.size} bytes, {_counts(content)}")
 
+        incoming = self.kind.prepare(self.work / "restored")
         units = Units(self.source.units, self.deadline)
         running = units.running()
-        if self.pending.exists():
-            # a restore that was cut short stopped them: they are to run again all the same
+        cut_short = self.pending.exists()
+        if cut_short:
+            # an earlier restore stopped them and did not come to its end: they are to run again all the same
             running = sorted({*running, *json.loads(self.pending.read_text())["units"]})
-        _write(
-            self.pending,
-            json.dumps({"units": running, "snapshot": snapshot.id, "began": _now()}) + "\n",
-            0o600,
-        )
+        note = {"units": running, "snapshot": snapshot.id, "began": _now()}
+        _write(self.pending, json.dumps(note) + "\n", 0o600)
         stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         try:
             units.stop(running)
-            kept = self.kind.install(self.work / "restored", stamp)
+            kept = self.kind.exchange(incoming, stamp)
         except BaseException:
-            units.start(running)
-            self.pending.unlink()
+            # Everything stands as before. After an earlier restore that can mean: nothing stands there, and what would
+            # start now would begin an empty database.
+            if not cut_short:
+                with contextlib.suppress(Failure):
+                    units.start(running)
+                self.pending.unlink()
             raise
         tell(f"restored to {self.source.path}; what stood there: {', '.join(kept) or 'nothing'}")
         units.start(running)
@@ -1278,6 +1298,4 @@ if __name__ == "__main__":
     except sqlite3.Error as error:
         sys.exit(f"backup: {error}")
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            sys.exit(f"backup: the disk is full: {error.filename or ''}")
-        raise
+        sys.exit(f"backup: {error.strerror}: {error.filename or ''}")

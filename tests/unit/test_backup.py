@@ -1,0 +1,677 @@
+"""The backup program as a module, and what `operations.backup` writes for it. No restic: repositories are directories."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sqlite3
+import sys
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from operations import backup as operation
+from settings import load_host
+
+PROGRAM = Path(__file__).parents[2] / "files" / "backup" / "backup.py"
+
+
+def _load():
+    spec = importlib.util.spec_from_file_location("hostwright_backup", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+backup = _load()
+Failure = backup.Failure
+
+
+# --- snapshots -------------------------------------------------------------------------------------------------------
+
+LISTED = json.dumps(
+    [
+        {
+            "id": "bb" * 32,
+            "time": "2026-11-21T02:00:01.123456789Z",
+            "tags": ["source:shop"],
+            "original": "aa" * 32,
+        },
+        {
+            "id": "cc" * 32,
+            "time": "2026-11-22T02:00:01+01:00",
+            "tags": ["source:shop", "verified", "bytes:7"],
+        },
+        {"id": "dd" * 32, "time": "2026-11-20T02:00:01.5Z", "tags": None},
+    ]
+)
+
+
+def test_snapshots_are_sorted_and_keep_their_first_id() -> None:
+    found = backup.parse_snapshots(LISTED)
+    assert [each.short for each in found] == ["dddddddd", "bbbbbbbb", "cccccccc"]
+    assert found[1].key == "aa" * 32
+    assert found[1].time == datetime(2026, 11, 21, 2, 0, 1, 123456, timezone.utc)
+    assert found[2].time.hour == 1
+    assert found[2].verified
+    assert found[2].value("bytes") == "7"
+    assert backup.parse_snapshots("null") == []
+
+
+@pytest.mark.parametrize(
+    ("at", "short"),
+    [
+        ("latest", "cccccccc"),
+        ("verified", "cccccccc"),
+        ("dddddd", "dddddddd"),
+        ("aaaaaaaa", "bbbbbbbb"),  # its id before it was tagged
+        ("2026-11-21", "bbbbbbbb"),
+        ("2026-11-21T01:00:00Z", "dddddddd"),
+        ("2026-11-30T00:00:00+02:00", "cccccccc"),
+    ],
+)
+def test_choose_finds_the_copy_that_is_meant(at: str, short: str) -> None:
+    assert backup.choose(backup.parse_snapshots(LISTED), at).short == short
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("2026-11-19", "no copy is as old"),
+        ("123456", "no copies are called"),
+        ("yesterday", "at must be latest"),
+        ("", "at must be latest"),
+    ],
+)
+def test_choose_says_what_is_wrong(at: str, said: str) -> None:
+    with pytest.raises(Failure, match=said):
+        backup.choose(backup.parse_snapshots(LISTED), at)
+
+
+def test_choose_verified_needs_a_verified_copy() -> None:
+    with pytest.raises(Failure, match="no copy is verified"):
+        backup.choose(backup.parse_snapshots(LISTED)[:2], "verified")
+    with pytest.raises(Failure, match="holds no copy"):
+        backup.choose([], "latest")
+
+
+# --- judging a copy ----------------------------------------------------------------------------------------------------
+
+CONTENT = backup.Content(4096, "ab", {"customers": 3, "orders": 10})
+
+
+def test_minimum_faults() -> None:
+    assert backup.minimum_faults(CONTENT, {"customers": 3}) == []
+    assert backup.minimum_faults(CONTENT, {"customers": 4, "gone": 0}) == [
+        "customers has 3, at least 4 wanted",
+        "gone is missing",
+    ]
+    assert backup.minimum_faults(backup.Content(0, "", {}), {}) == ["it is empty"]
+
+
+def test_shrink_faults_compare_size_and_rows() -> None:
+    assert backup.shrink_faults(CONTENT, replace(CONTENT, size=8192), 0.5) == []
+    assert backup.shrink_faults(CONTENT, replace(CONTENT, size=8193), 0.5) == ["4096 bytes, was 8193"]
+    assert backup.shrink_faults(CONTENT, replace(CONTENT, counts={"orders": 27}), 0.5) == [
+        "13 rows or files, was 27"
+    ]
+    assert backup.shrink_faults(CONTENT, replace(CONTENT, size=10**9), 0.0) == []
+
+
+def test_difference_faults_name_what_differs() -> None:
+    manifest = backup.Manifest("shop", "sqlite", "/x", "2026", CONTENT)
+    assert backup.difference_faults(CONTENT, manifest) == []
+    assert backup.difference_faults(replace(CONTENT, counts={"customers": 3}), manifest) == [
+        "orders: None, recorded 10"
+    ]
+    assert backup.difference_faults(replace(CONTENT, sha256="cd"), manifest) == [
+        "its sha256 differs from the recorded one"
+    ]
+    assert backup.Manifest.parse(manifest.text()) == manifest
+
+
+# --- kinds -------------------------------------------------------------------------------------------------------------
+
+
+def _source(path: Path, **values):
+    defaults = {
+        "name": "shop", "host": "web1", "kind": "sqlite", "path": str(path), "owner": "root", "group": "root",
+        "mode": "0640", "repositories": {"primary": "/repository"}, "keep": {"daily": 7}, "timeout_seconds": 60,
+        "textfiles": str(path.parent / "textfiles"),
+    }  # fmt: skip
+    return backup.Source(**{**defaults, **values})
+
+
+def _database(path: Path, customers: int = 3) -> sqlite3.Connection:
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT)")
+    database.executemany("INSERT INTO customers(name) VALUES (?)", [("x" * 200,)] * customers)
+    database.commit()
+    return database
+
+
+def _rows(path: Path) -> int:
+    with sqlite3.connect(path) as database:
+        return database.execute("SELECT count(*) FROM customers").fetchone()[0]
+
+
+@pytest.fixture(autouse=True)
+def _no_other_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an ordinary user would see it: the change of accounts is for the lab tests."""
+    monkeypatch.setattr(backup.os, "geteuid", lambda: 1000)
+
+
+def _kind(source):
+    return backup.KINDS[source.kind](source, backup.Deadline(60))
+
+
+def test_sqlite_copy_has_what_still_is_in_the_wal(tmp_path: Path) -> None:
+    live = _database(tmp_path / "shop ?#.db", customers=5)
+    kind, stage = _kind(_source(tmp_path / "shop ?#.db")), tmp_path / "stage"
+    stage.mkdir()
+    kind.copy(stage)
+    content = kind.inspect(stage)
+    assert content.counts == {"customers": 5}
+    assert [entry.name for entry in stage.iterdir()] == ["data"], "looking leaves nothing beside the copy"
+    live.close()
+
+
+def test_sqlite_copy_of_a_missing_database_makes_none(tmp_path: Path) -> None:
+    kind, stage = _kind(_source(tmp_path / "shop.db")), tmp_path / "stage"
+    stage.mkdir()
+    with pytest.raises(Failure, match="does not exist"):
+        kind.size()
+    with pytest.raises(FileNotFoundError):
+        kind.copy(stage)
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        backup.sqlite_copy(str(tmp_path / "shop.db"), str(stage / "data"))
+    assert not (tmp_path / "shop.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: data[: len(data) // 2], "malformed|integrity_check"),
+        (lambda data: b"not a database at all" * 100, "not a database"),
+        (lambda data: data[:4096] + b"\xff" * 4096 + data[8192:], "malformed|integrity_check"),
+    ],
+)
+def test_sqlite_inspect_refuses_a_damaged_copy(tmp_path: Path, damage, said: str) -> None:
+    _database(tmp_path / "data", customers=500).close()
+    whole = (tmp_path / "data").read_bytes()
+    (tmp_path / "data").write_bytes(damage(whole))
+    with pytest.raises(Failure, match=said):
+        _kind(_source(tmp_path / "shop.db")).inspect(tmp_path)
+
+
+def test_an_empty_file_is_a_database_without_content(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"")
+    content = _kind(_source(tmp_path / "shop.db")).inspect(tmp_path)
+    assert backup.minimum_faults(content, {}) == ["it is empty"]
+
+
+def test_exchange_keeps_the_old_files_together(tmp_path: Path) -> None:
+    live = _database(tmp_path / "shop.db", customers=5)
+    copied = tmp_path / "restored"
+    copied.mkdir()
+    _database(copied / "data", customers=2).close()
+    kind = _kind(_source(tmp_path / "shop.db"))
+    live_files = sorted(path.name for path in tmp_path.glob("shop.db*"))
+    assert live_files == ["shop.db", "shop.db-shm", "shop.db-wal"]
+    # a copy of the directory stands for an application that was killed: its -wal and -shm are still there
+    shutil.copytree(tmp_path, tmp_path / "killed", ignore=shutil.ignore_patterns("killed"))
+    live.close()
+    kind = _kind(_source(tmp_path / "killed" / "shop.db"))
+    incoming = kind.prepare(copied)
+    kept = kind.exchange(incoming, "T")
+    assert [Path(path).name for path in kept] == [
+        "shop.db.before-restore-T", "shop.db.before-restore-T-wal", "shop.db.before-restore-T-shm",
+    ]  # fmt: skip
+    assert _rows(tmp_path / "killed" / "shop.db") == 2
+    assert _rows(tmp_path / "killed" / "shop.db.before-restore-T") == 5, (
+        "the -wal is still read under the new name"
+    )
+    assert (tmp_path / "killed" / "shop.db").stat().st_mode & 0o777 == 0o640
+
+
+def test_exchange_that_fails_leaves_everything_where_it_was(tmp_path: Path) -> None:
+    _database(tmp_path / "shop.db", customers=5).close()
+    (tmp_path / "shop.db-wal").write_bytes(b"")
+    with pytest.raises(FileNotFoundError):
+        _kind(_source(tmp_path / "shop.db")).exchange(tmp_path / "missing", "T")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shop.db", "shop.db-wal"]
+    assert _rows(tmp_path / "shop.db") == 5
+
+
+def test_exchange_refuses_a_database_that_is_open(tmp_path: Path) -> None:
+    live = _database(tmp_path / "shop.db")
+    (tmp_path / "incoming").write_bytes(b"")
+    with pytest.raises(Failure, match=r"has .*shop\.db.* open"):
+        _kind(_source(tmp_path / "shop.db")).exchange(tmp_path / "incoming", "T")
+    assert (tmp_path / "incoming").exists()
+    live.close()
+
+
+def test_directory_digest_sees_content_mode_and_links(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "a").write_text("a")
+    (tree / "link").symlink_to("sub/a")
+    kind = _kind(_source(tree, kind="directory"))
+    seen = []
+    for change in (
+        lambda: None,
+        lambda: (tree / "sub" / "a").write_text("b"),
+        lambda: (tree / "sub" / "a").chmod(0o600),
+        lambda: (tree / "empty").mkdir(),
+        lambda: ((tree / "link").unlink(), (tree / "link").symlink_to("sub")),
+    ):
+        change()
+        stage = tmp_path / f"stage{len(seen)}"
+        stage.mkdir()
+        kind.copy(stage)
+        content = kind.inspect(stage)
+        assert (content.size, content.counts) == (1, {"files": 1})
+        seen.append(content.sha256)
+    assert len(set(seen)) == 5
+
+
+# --- the whole way, with repositories that are directories ---------------------------------------------------------------
+
+
+class Shelf:
+    """Stands for a `Repository`: copies the staged directory, keeps tags in memory."""
+
+    def __init__(self, root: Path, label: str) -> None:
+        self.root, self.label = root / label, label
+        self.taken: list = []
+        self.broken = ""
+        self.forgotten = 0
+        self.root.mkdir()
+
+    def snapshots(self):
+        return list(self.taken)
+
+    def backup(self, stage: Path, manifest) -> str:
+        if self.broken:
+            raise Failure(self.broken)
+        name = f"{len(self.taken) + 1:064x}"
+        shutil.copytree(stage, self.root / name)
+        at = datetime(2026, 11, 1, tzinfo=timezone.utc) + timedelta(days=len(self.taken))
+        self.taken.append(backup.Snapshot(name, name, at, ()))
+        return name
+
+    def manifest(self, snapshot, stage_name: str):
+        path = self.root / snapshot.id / backup.MANIFEST
+        return backup.Manifest.parse(path.read_text()) if path.exists() else None
+
+    def restore(self, snapshot, target: Path) -> None:
+        shutil.copytree(self.root / snapshot.id, target / "stage")
+
+    def mark_verified(self, snapshot, at):
+        self.taken = [
+            replace(each, tags=(("verified", "verified-at:2026") if each.key == snapshot.key else ()))
+            for each in self.taken
+        ]
+        return next(each for each in self.taken if each.key == snapshot.key)
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+    def check(self) -> None:
+        pass
+
+    def __str__(self) -> str:
+        return self.label
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A declared source with a database of 100 customers and one repository."""
+    places = backup.Places(tmp_path / "config", tmp_path / "state", tmp_path / "work")
+    for directory in (places.config, places.state, tmp_path / "textfiles", tmp_path / "data"):
+        directory.mkdir()
+    path = tmp_path / "data" / "shop.db"
+    source = _source(path, minimum={"customers": 1}, textfiles=str(tmp_path / "textfiles"))
+    shelves = {"primary": Shelf(tmp_path, "primary"), "offsite": Shelf(tmp_path, "offsite")}
+    declared = {**source.__dict__, "repositories": {"primary": "/one", "offsite": "/two"}}
+    (places.config / "shop.json").write_text(json.dumps(declared))
+    (places.config / "shop.env").write_text("RESTIC_PASSWORD=p=q # r\n")
+    _database(path, customers=100).close()
+
+    def fresh(**changes):
+        (places.config / "shop.json").write_text(json.dumps({**declared, **changes}))
+        made = backup.Backup(places, "shop")
+        made.repositories = shelves
+        return made
+
+    return SimpleNamespace(
+        backup=fresh, path=path, places=places, **shelves,
+        state=lambda: json.loads((places.state / "shop.json").read_text()),
+        metrics=lambda: (tmp_path / "textfiles" / "hostwright_backup_shop.prom").read_text(),
+    )  # fmt: skip
+
+
+def test_run_drill_restore(shop) -> None:
+    shop.backup().run()
+    assert shop.state()["failure"] == ""
+    assert shop.state()["rows"] == {"customers": 100}
+    assert shop.state()["last_verified"] == ""
+    shop.backup().drill()
+    assert shop.state()["last_verified"]
+    assert shop.primary.taken[0].verified
+    shop.path.write_bytes(b"destroyed")
+    shop.backup().restore("verified", "primary")
+    assert _rows(shop.path) == 100
+    kept = shop.state()["last_restore"]["kept"]
+    assert Path(kept[0]).read_bytes() == b"destroyed"
+    assert shop.primary.forgotten == 1
+
+
+def test_run_stores_nothing_that_breaks_the_checks(shop) -> None:
+    with sqlite3.connect(shop.path) as database:
+        database.execute("DELETE FROM customers")
+    with pytest.raises(Failure, match="customers has 0, at least 1 wanted"):
+        shop.backup().run()
+    assert shop.primary.taken == []
+    assert shop.primary.forgotten == 0
+    assert "customers has 0" in shop.state()["failure"]
+    assert "last_success" not in shop.state()
+    assert 'hostwright_backup_last_run_success{source="shop"} 0' in shop.metrics()
+
+
+def test_run_stores_no_copy_that_shrank_unless_told_to(shop) -> None:
+    shop.backup().run()
+    shop.backup().drill()
+    with sqlite3.connect(shop.path) as database:
+        database.execute("DELETE FROM customers WHERE id > 40")
+    with pytest.raises(
+        Failure, match=r"much smaller than the last verified copy 0{8}.*40 rows or files, was 100"
+    ):
+        shop.backup().run()
+    assert len(shop.primary.taken) == 1
+    shop.backup().run(accept_smaller=True)
+    assert len(shop.primary.taken) == 2
+    shop.backup().drill()
+    assert shop.primary.taken[1].verified
+    assert not shop.primary.taken[0].verified
+
+
+def test_a_repository_that_fails_does_not_keep_the_other_from_its_copy(shop) -> None:
+    shop.primary.broken = "primary: no space left"
+    with pytest.raises(Failure, match="no space left"):
+        shop.backup().run()
+    assert len(shop.offsite.taken) == 1
+    assert shop.offsite.forgotten == 1
+    assert shop.primary.forgotten == 0, "the retention runs only after a copy was stored"
+    assert "last_success" not in shop.state()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda data: data.write_bytes(data.read_bytes()[:5000]), "malformed|integrity_check|not a database"),
+        (lambda data: data.write_bytes(b""), "0 bytes, recorded"),
+        (lambda data: data.unlink(), "holds no database"),
+        (lambda data: (data.parent / "manifest.json").write_text("{}"), "no manifest"),
+        (lambda data: (data.parent / "manifest.json").unlink(), "no manifest"),
+    ],
+)
+def test_drill_and_restore_refuse_a_spoilt_copy_and_name_the_last_good_one(shop, spoil, said: str) -> None:
+    shop.backup().run()
+    shop.backup().drill()
+    good = shop.primary.taken[0]
+    shop.backup().run()
+    spoil(shop.primary.root / shop.primary.taken[1].id / "data")
+    before = shop.path.read_bytes()
+    for act in (lambda: shop.backup().drill(), lambda: shop.backup().restore("latest", "primary")):
+        with pytest.raises(Failure, match=said) as caught:
+            act()
+        assert f"the last verified copy is {good}" in str(caught.value)
+    assert shop.path.read_bytes() == before
+    assert [each.verified for each in shop.primary.taken] == [True, False]
+    assert shop.offsite.taken[1].verified, "the other repository is drilled all the same"
+
+
+def test_drill_refuses_a_consistent_copy_that_has_almost_nothing(shop) -> None:
+    shop.backup().run()
+    shop.backup().drill()
+    with sqlite3.connect(shop.path) as database:
+        database.execute("DELETE FROM customers WHERE id > 1")
+    shop.backup(min_size_ratio=0.0).run()  # as another program, or another policy, would have stored it
+    with pytest.raises(Failure, match="1 rows or files, was 100"):
+        shop.backup().drill()
+    assert shop.primary.taken[0].verified
+
+
+def test_a_restore_that_was_cut_short_keeps_the_next_backup_from_running(shop) -> None:
+    shop.backup().run()
+    (shop.places.state / "shop.restore.json").write_text('{"units": []}')
+    with pytest.raises(Failure, match="a restore was cut short"):
+        shop.backup().run()
+    shop.backup().restore("latest", "primary")
+    shop.backup().run()
+
+
+def test_only_one_command_works_on_a_source(shop) -> None:
+    with (
+        shop.backup().locked("run"),
+        pytest.raises(Failure, match=r"busy: backup run, process \d+, since 2"),
+        shop.backup().locked("drill"),
+    ):
+        pass
+    with shop.backup().locked("drill"):
+        assert True, "the lock went with its holder"
+
+
+def test_a_new_repository_url_forgets_what_was_known_of_the_old_one(shop) -> None:
+    shop.backup().run()
+    assert shop.state()["repositories"]["primary"]["last_success"]
+    state = shop.backup(repositories={"primary": "/elsewhere"}).state
+    assert state.values["repositories"] == {"primary": {"url": "/elsewhere"}}
+
+
+def test_secrets_file_is_read_literally(shop) -> None:
+    assert backup.load_secrets(shop.places, "shop") == {"RESTIC_PASSWORD": "p=q # r"}
+    with pytest.raises(Failure, match="declared on this host: shop"):
+        backup.load_source(shop.places, "shoop")
+
+
+def test_metrics_have_no_sample_for_what_never_happened() -> None:
+    text = backup.metrics(
+        {"source": "shop", "repositories": {"primary": {"url": "/x"}}, "last_run": "2026-11-22T02:00:00Z"}
+    )
+    assert text == (
+        "# TYPE hostwright_backup_last_run_timestamp_seconds gauge\n"
+        'hostwright_backup_last_run_timestamp_seconds{source="shop"} 1795312800\n'
+    )
+
+
+# --- restic's command lines ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A repository whose restic is replaced: `answers` by first word, `calls` is what was run."""
+    calls, answers = [], {}
+
+    def execute(argv, deadline, env=None, cwd=None, account=None):
+        calls.append((list(argv), dict(env or {})))
+        answer = answers.get(argv[1], backup.Ended(0, "[]", ""))
+        return (
+            answer.pop(0)
+            if isinstance(answer, list) and len(answer) > 1
+            else answer[0]
+            if isinstance(answer, list)
+            else answer
+        )
+
+    monkeypatch.setattr(backup, "execute", execute)
+    monkeypatch.setattr(backup.time, "sleep", lambda seconds: None)
+    source = _source(tmp_path / "shop.db", keep={"daily": 7, "weekly": 0, "monthly": 6})
+    repository = backup.Repository(
+        "primary",
+        "s3:https://key:s3cret-url@host/b",
+        source,
+        {"RESTIC_PASSWORD": "s3cret-pass"},
+        backup.Deadline(60),
+    )
+    return SimpleNamespace(repository=repository, calls=calls, answers=answers)
+
+
+def test_no_secret_is_in_an_argument_or_a_message(restic) -> None:
+    restic.answers["snapshots"] = backup.Ended(1, "", "Fatal: s3cret-pass is no good")
+    with pytest.raises(Failure) as caught:
+        restic.repository.snapshots()
+    assert "s3cret" not in str(caught.value)
+    (argv, env) = restic.calls[0]
+    assert "s3cret" not in " ".join(argv)
+    assert env["RESTIC_PASSWORD"] == "s3cret-pass"
+
+
+def test_retention_keeps_what_is_verified(restic) -> None:
+    restic.repository.forget()
+    (argv, _) = restic.calls[0]
+    assert argv[:2] == ["restic", "forget"]
+    assert {"--keep-daily=7", "--keep-monthly=6", "--keep-tag=verified", "--prune"} <= set(argv)
+    assert not any("weekly" in word for word in argv), "restic refuses to keep 0"
+    assert argv[argv.index("--tag") + 1] == "source:shop"
+    assert argv[argv.index("--host") + 1] == "web1"
+
+
+def test_the_tag_is_on_the_new_copy_before_it_leaves_the_old_one(restic) -> None:
+    old, new = backup.parse_snapshots(LISTED)[2], backup.parse_snapshots(LISTED)[1]
+    restic.answers["snapshots"] = backup.Ended(0, LISTED, "")
+    restic.repository.mark_verified(new, datetime(2026, 11, 22, tzinfo=timezone.utc))
+    tags = [argv[2:] for argv, _ in restic.calls if argv[1] == "tag"]
+    assert tags == [
+        ["--add=verified", "--add=verified-at:2026-11-22T00:00:00Z", new.id],
+        ["--remove=verified", old.id],
+    ]
+
+
+def test_a_lock_that_lives_is_waited_for_and_never_taken(restic, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = backup.Ended(
+        1, "", "unable to create lock in backend: repository is already locked by PID 7 on web2"
+    )
+    restic.answers["snapshots"] = [locked, locked, backup.Ended(0, "[]", "")]
+    assert restic.repository.snapshots() == []
+    assert [argv[1:] for argv, _ in restic.calls if argv[1] == "unlock"] == [["unlock"], ["unlock"]]
+    restic.answers["snapshots"] = locked
+    monkeypatch.setattr(backup, "LOCK_WAIT", 0)
+    with pytest.raises(Failure, match=r"another process holds it.*already locked by PID 7 on web2"):
+        restic.repository.snapshots()
+
+
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        (backup.Ended(1, "", "Fatal: wrong password or no key found"), "does not open with this password"),
+        (backup.Ended(12, "", ""), "does not open with this password"),
+        (backup.Ended(1, "", "dial tcp: connection refused"), "cannot be opened"),
+        (backup.Ended(1, "", "permission denied"), "cannot be opened"),
+    ],
+)
+def test_open_never_takes_a_repository_for_missing(restic, ended, said: str) -> None:
+    restic.answers["cat"] = ended
+    with pytest.raises(Failure, match=said):
+        restic.repository.open()
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        backup.Ended(1, "", "Fatal: unable to open config file: stat /b/config: no such file or directory"),
+        backup.Ended(1, "", "Fatal: unable to open config file: Stat: The specified key does not exist."),
+        backup.Ended(10, "", "Fatal: repository does not exist"),
+    ],
+)
+def test_open_says_when_there_is_no_repository_yet(restic, ended) -> None:
+    restic.answers["cat"] = ended
+    assert restic.repository.open() is None
+
+
+def test_init_makes_no_second_repository_where_one_was(shop, restic) -> None:
+    one = shop.backup()
+    one.repositories = {"primary": restic.repository}
+    restic.answers["cat"] = backup.Ended(0, json.dumps({"id": "a" * 64}), "")
+    one.init()
+    restic.answers["cat"] = backup.Ended(10, "", "")
+    two = shop.backup()
+    two.repositories = {"primary": restic.repository}
+    with pytest.raises(Failure, match=r"was there before .*is its disk mounted"):
+        two.init()
+    restic.answers["cat"] = backup.Ended(0, json.dumps({"id": "b" * 64}), "")
+    with pytest.raises(Failure, match="is another one"):
+        two.init()
+    assert "init" not in {argv[1] for argv, _ in restic.calls}
+
+
+# --- the operation ----------------------------------------------------------------------------------------------------------
+
+POLICY = load_host("web1", [], {"backup_offsite_repository": "sftp:u@h:/b", "backup_keep_weekly": 0}).backup
+
+
+def test_what_the_operation_writes_is_what_the_program_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operation, "host", SimpleNamespace(name="web1"))
+    text = operation.source_config(
+        "shop",
+        "sqlite",
+        "/srv/shop.db",
+        "shop",
+        "shop",
+        "0600",
+        {"customers": 1},
+        ["shop@*.service"],
+        "true",
+        9,
+        POLICY,
+    )
+    (tmp_path / "shop.json").write_text(text)
+    source = backup.load_source(backup.Places(config=tmp_path), "shop")
+    assert source.repositories == {"primary": "/var/backups/hostwright", "offsite": "sftp:u@h:/b"}
+    assert (source.host, source.units, source.keep["weekly"]) == ("web1", ("shop@*.service",), 0)
+    assert set(backup.KINDS) == set(operation.KINDS)
+
+
+def test_a_job_reaches_the_network_and_the_key_only_for_a_remote_repository() -> None:
+    assert operation.job_sandbox("/srv/shop.db", POLICY).network
+    local = operation.job_sandbox("/srv/shop.db", POLICY.model_copy(update={"offsite_repository": ""}))
+    assert not local.network
+    assert not local.home
+    assert {"/srv", "/var/backups/hostwright"} <= set(local.writable)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"source": "My Shop"}, "source must be"),
+        ({"kind": "postgres"}, "kind must be one of sqlite, directory"),
+        ({"path": "shop.db"}, "path must be absolute"),
+        ({"path": "/srv/shop/"}, "path must be absolute"),
+        ({"mode": "rw"}, "mode must be octal"),
+        ({"minimum": {"customers": -1}}, "minimum: 'customers' must be 0 or more"),
+        ({"units": ["shop"]}, "units: must be"),
+        ({"units": ["--now.service"]}, "units: must be"),
+    ],
+)
+def test_source_faults_are_named(change: dict[str, object], said: str) -> None:
+    good = {
+        "source": "shop",
+        "kind": "sqlite",
+        "path": "/srv/shop.db",
+        "mode": "0600",
+        "minimum": {},
+        "units": [],
+    }
+    assert operation.source_faults(**good) == []
+    (fault,) = operation.source_faults(**{**good, **change})
+    assert said in fault
