@@ -174,6 +174,7 @@ class Gateway(Section):
     )
 
     health_path: Path = Field("/health", description="path that answers 200 when the app is up")
+    inference_path: Path = Field("/v1/inference", description="path of the inference API, which the checks ask for")
     admin_networks: Many[Network] = Field(
         (), description="networks that may reach /admin; empty means only the host itself"
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
+from deploys.base import EXPORTER, kernel_parameters, packages
 from settings import Host
 from tests.verify.conftest import Machine
 
 
 def _packages(settings: Host) -> str:
-    names = " ".join(shlex.quote(name) for name in settings.base.packages)
+    names = " ".join(shlex.quote(name) for name in packages(settings.base))
     return f"dpkg-query --show --showformat='${{db:Status-Status}} ${{Package}}\\n' {names}" if names else ""
 
 
@@ -35,8 +37,16 @@ def _sudo(settings: Host) -> str:
 
 
 def _kernel_parameters(settings: Host) -> str:
-    names = " ".join(shlex.quote(name) for name in settings.base.sysctl)
-    return f"sysctl -- {names}" if names else ""
+    return f"sysctl -- {' '.join(shlex.quote(name) for name in kernel_parameters(settings.base))}"
+
+
+def _metrics(settings: Host) -> str:
+    if not settings.base.monitoring_enabled:
+        return ""
+    options = f"/etc/default/{EXPORTER}"
+    return f"""systemctl is-enabled {EXPORTER}.service
+address=$(sed -n 's/.*--web.listen-address=\\([^" ]*\\).*/\\1/p' {options})
+curl -fsS -m 10 "http://$address/metrics" | grep '^hostwright_'"""
 
 
 EVIDENCE = {
@@ -58,6 +68,7 @@ EVIDENCE = {
     "kernel-parameter-files": "systemd-analyze cat-config sysctl.d",
     "kernel-parameters": _kernel_parameters,
     "swap": "swapon --show=NAME,SIZE --bytes --noheadings",
+    "metrics": _metrics,
     "failed-units": "systemctl --failed --plain --no-legend",
 }
 
@@ -77,9 +88,8 @@ def _sshd(machine: Machine) -> dict[str, set[str]]:
 
 
 def test_packages_are_installed(machine: Machine) -> None:
-    machine.skip_unless("base_packages_enabled")
     installed = {tuple(line.split()) for line in machine.lines("packages")}
-    assert installed == {("installed", name) for name in machine.settings.base.packages}
+    assert installed == {("installed", name) for name in packages(machine.settings.base)}
 
 
 def test_no_unit_has_failed(machine: Machine) -> None:
@@ -193,16 +203,16 @@ def test_kernel_parameters_are_written_for_the_next_boot(machine: Machine) -> No
     machine.skip_unless("base_sysctl_enabled")
     written = _assignments(machine.lines("kernel-parameter-files"))
     found = {key.replace("/", "."): value for key, value in written.items()}
-    for key, value in machine.settings.base.sysctl.items():
+    for key, value in kernel_parameters(machine.settings.base).items():
         assert found.get(key.replace("/", ".")) == value, key
 
 
 def test_kernel_parameters_are_live(machine: Machine) -> None:
     machine.skip_unless("base_sysctl_enabled")
-    machine.skip_unless("base_sysctl")
     machine.skip_in_container("kernel parameters belong to the machine outside")
+    parameters = kernel_parameters(machine.settings.base)
     live = {key: " ".join(value.split()) for key, value in _assignments(machine.lines("kernel-parameters")).items()}
-    wanted = {key.replace("/", "."): " ".join(value.split()) for key, value in machine.settings.base.sysctl.items()}
+    wanted = {key.replace("/", "."): " ".join(value.split()) for key, value in parameters.items()}
     assert live == wanted
 
 
@@ -213,3 +223,12 @@ def test_swap_is_the_declared_size(machine: Machine) -> None:
     sizes = [int(line.split()[-1]) for line in machine.lines("swap")]
     # The kernel keeps the first page of a swap file for itself.
     assert any(abs(size - machine.settings.base.swap_size_mb * 2**20) <= 65536 for size in sizes), sizes
+
+
+def test_monitoring_can_read_what_the_host_is(machine: Machine) -> None:
+    machine.skip_unless("base_monitoring_enabled")
+    at_boot, *metrics = machine.lines("metrics")
+    assert at_boot == "enabled"
+    assert any(line.startswith("hostwright_host_info{") and f'host="{machine.target.name}"' in line for line in metrics)
+    exposed = {(int(port), proto) for port, proto in re.findall(r'hostwright_exposed_port\{port="(\d+)",proto="(\w+)"', "\n".join(metrics))}  # fmt: skip
+    assert exposed == {(port.port, port.proto) for port in machine.settings.exposure}
