@@ -22,6 +22,10 @@ def test_each_consumer_has_its_own_quotes(consumer, text):
     assert render({"A": "x", "B": Secret('$y "z" 5%')}, consumer=consumer) == text
 
 
+def test_single_quote_is_written_for_a_shell():
+    assert render({"A": "it's"}, consumer="shell") == """A='it'\\''s'\n"""
+
+
 def test_no_variables_is_an_empty_file():
     assert render({}, consumer="systemd") == ""
 
