@@ -10,14 +10,14 @@ from dataclasses import replace
 
 from pyinfra import host, logger
 from pyinfra.api import deploy
-from pyinfra.operations import apt, server
+from pyinfra.operations import server
 
 from deploys import current
 from facts.rollout import Rollout
-from operations import certificate, fileset, logrotate, nginx, release, rollout, template
+from operations import backup, certificate, dpkg, fileset, logrotate, nginx, release, rollout, template
 from operations.fileset import Directory, Symlink
 from operations.nginx import Location, RateLimit, Upstream
-from settings import Certificate, Gateway
+from settings import Backup, Certificate, Gateway
 from settings.env import render
 from settings.secret import Secret
 
@@ -44,6 +44,7 @@ def gateway() -> None:
     _site(settings)
     _rollout(settings)
     _logs()
+    _backup(settings, current().backup)
     # Last, since it needs nginx to answer from outside: where it fails, all else is done and served self-signed.
     _certificate(settings, current().certificate)
 
@@ -92,14 +93,7 @@ def _packages(settings: Gateway) -> None:
     wanted = ["ca-certificates", "curl", "git", "logrotate", "python3-venv"]
     if settings.supervisor == "supervisor":
         wanted.append("supervisor")
-    apt.packages(
-        packages=wanted,
-        update=True,
-        cache_time=86400,
-        no_recommends=True,
-        extra_install_args="-o DPkg::Lock::Timeout=120",
-        name="Install packages",
-    )
+    dpkg.packages(wanted, name="Install packages")
 
 
 def _user_and_directories() -> None:
@@ -272,6 +266,26 @@ def _logs() -> None:
         # For applications that do not open their log anew when it was moved away.
         copy_truncate=True,
         name="Rotate logs",
+    )
+
+
+def _backup(settings: Gateway, policy: Backup) -> None:
+    backup.source(
+        "gateway",
+        policy=policy,
+        kind="sqlite",
+        path=DATABASE,
+        owner=USER,
+        group=USER,
+        mode="0600",
+        units=[
+            f"{kind}{APP}-{colour}{suffix}"
+            for kind, suffix in (("", ".service"), ("supervisor:", ""))
+            for colour in ("blue", "green")
+        ],
+        health=_probe(settings),
+        present=policy.enabled,
+        name="Back up the database",
     )
 
 

@@ -1,0 +1,18 @@
+"""
+What runs on which host: `pyinfra INVENTORY deploy.py`.
+
+One `if` on a line of its own for each system, and no loop over them: pyinfra matches the operations of different hosts
+by the line they are called from.
+"""
+
+from pyinfra import host
+
+from deploys import current
+from deploys.base import base
+from deploys.gateway import gateway
+from operations import preflight
+
+preflight.host(current().requirements, name="Check host")
+base()
+if "gateway" in host.groups:
+    gateway()
