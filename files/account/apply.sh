@@ -14,6 +14,8 @@ open_account() { # NAME
     if ! getent passwd "$1" > /dev/null; then
         # "*" and not "!": no password will do, yet the account is not locked.
         useradd --create-home --shell /bin/bash --password '*' "$1" || return 1
+        # Someone who comes back: the files that were kept have the number that the account had then.
+        chown -R --no-dereference "$1:" "$(getent passwd "$1" | cut -d : -f 6)" || return 1
     fi
     usermod --append --groups "$group" --shell /bin/bash --expiredate '' "$1" || return 1
     case $(getent shadow "$1" | cut -d : -f 2) in

@@ -12,12 +12,13 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
 from tests.lab.hosts import LabHost
-from tests.lab.state import REPOSITORY
+from tests.lab.state import REPOSITORY, run
 
 PORTS = range(1, 65536)
 _SYN, _RST, _ACK = 0x02, 0x04, 0x10
@@ -47,6 +48,30 @@ class Scan:
 def scan(stranger: LabHost, host: LabHost, udp: Iterable[int] = ()) -> dict[int, Scan]:
     """Scan a host from the stranger; return the result by address family (4 and 6)."""
     asked = [str(port) for port in udp]
+    with _untracked(stranger):
+        return _scan(stranger, host, asked)
+
+
+@contextmanager
+def _untracked(stranger: LabHost) -> Iterator[None]:
+    """Keep the scan out of the outer machine's connection table.
+
+    Where bridged packets pass its netfilter (br_netfilter is loaded), every SYN would be an entry for two minutes, and
+    a few scans would fill the table, which then drops packets of everybody.
+    """
+    table = f"hwscan{stranger.plan.slot}"
+    ends = [f"{family} {way} {address} tcp {way[0]}port {_SOURCE_PORT} notrack"
+            for family, address in (("ip", stranger.address), ("ip6", stranger.address6))
+            for way in ("saddr", "daddr")]  # fmt: skip
+    chain = "type filter hook prerouting priority raw\n" + "\n".join(ends)
+    run("nft", "-f", "-", input=f"table inet {table} {{\n chain untracked {{\n{chain}\n }}\n}}\n")
+    try:
+        yield
+    finally:
+        run("nft", "delete", "table", "inet", table)
+
+
+def _scan(stranger: LabHost, host: LabHost, asked: list[str]) -> dict[int, Scan]:
     running = {
         family: subprocess.Popen(
             ["ip", "netns", "exec", stranger.netns, sys.executable, "-m", "tests.lab.scan", address, *asked],

@@ -217,5 +217,3 @@ def test_missing_ufw_is_said(fresh_host, provision):
     assert run.failed == ["Firewall"]
     assert "ufw is not installed" in run.stderr
     assert fresh_host.ssh("true").returncode == 0
-
-
