@@ -1,10 +1,13 @@
 """Certificates on real hosts against a real ACME server (pebble), read back with openssl and certbot's own files."""
 
+import json
 import re
 import threading
 
 import pytest
 
+from tests.lab import image
+from tests.lab.state import Process, slot_directory
 from tests.lab.test_nginx import ANSWERS, main_pid
 
 DEPLOY = """
@@ -290,3 +293,73 @@ def test_a_certificate_that_is_given_up(issued, acme, stranger, provision):
     assert "self-signed" in served(stranger, issued)["issuer"]
     assert not issued.exists("/etc/letsencrypt/renewal/shop.conf")
     assert provision(issued, gone).changed == []
+
+
+ZONE = """$TTL 1
+@ IN SOA ns.zone.test. ops.zone.test. 1 60 60 60 1
+@ IN NS ns
+ns IN A 127.0.0.1
+"""
+NAMED = """include "/etc/bind/acme.key";
+options { directory "/var/cache/bind"; recursion no; listen-on { any; }; allow-query { any; }; };
+zone "zone.test" { type master; file "/var/cache/bind/zone.test"; allow-update { key acme; }; };
+"""
+
+
+@pytest.fixture
+def second_ca(shop, acme):
+    """A second pebble, which asks the name server on the host; its directory URL."""
+    settings = json.loads((slot_directory(acme.slot) / "acme/pebble.json").read_text())
+    settings["pebble"] |= {
+        "listenAddress": f"{acme.address}:14100",
+        "managementListenAddress": f"{acme.address}:15100",
+    }
+    file = slot_directory(acme.slot) / "acme/second.json"
+    file.write_text(json.dumps(settings))
+    pebble = Process(slot_directory(acme.slot) / "processes/pebble-second.pid")
+    pebble.start(
+        image.unpacked("pebble") / "usr/bin/pebble", "-config", file, "-dnsserver", f"{shop.address}:53",
+        log=slot_directory(acme.slot) / "acme/second.log", env={"PEBBLE_VA_NOSLEEP": "1"},
+    )  # fmt: skip
+    yield f"https://{acme.address}:14100/dir"
+    pebble.stop()
+
+
+@pytest.mark.soak
+def test_a_wildcard_by_dns_01_with_a_plugin_and_its_secret(shop, acme, second_ca, provision):
+    shop.run("apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q bind9", timeout=300)
+    shop.run("tsig-keygen -a hmac-sha256 acme > /etc/bind/acme.key")
+    shop.write("/etc/bind/named.conf", NAMED)
+    shop.write("/var/cache/bind/zone.test", ZONE)
+    shop.run("chown bind /etc/bind/acme.key /var/cache/bind/zone.test && systemctl restart named")
+    secret = re.search(r'secret "(.*)"', shop.read("/etc/bind/acme.key"))[1]
+    deploy = f"""
+import os
+from operations import certificate
+from settings.secret import Secret
+names = ["zone.test", "*.zone.test"]
+certificate.bootstrap("zone", domains=names, name="Bootstrap")
+certificate.certificate(
+    "zone", domains=names, directory={second_ca!r}, ca_bundle={acme.ca_on_host!r}, challenge="dns-01",
+    dns_plugin="rfc2136", dns_credentials=Secret(os.environ["CREDENTIALS"]), dns_propagation_seconds=1, name="Certificate",
+)
+"""
+    credentials = (
+        f"dns_rfc2136_server = 127.0.0.1\ndns_rfc2136_name = acme.\n"
+        f"dns_rfc2136_secret = {secret}\ndns_rfc2136_algorithm = HMAC-SHA256\n"
+    )
+    run = provision(shop, deploy, env={"CREDENTIALS": credentials}, extra=["-vvv", "--debug", "--diff"])
+    assert run.ok, run
+    assert secret not in run.stdout + run.stderr
+    names = shop.run(
+        "openssl x509 -noout -ext subjectAltName -in /etc/hostwright/tls/zone/fullchain.pem"
+    ).stdout
+    assert sorted(re.findall(r"DNS:([^,\s]+)", names)) == ["*.zone.test", "zone.test"]
+    assert (
+        "Pebble" in shop.run("openssl x509 -noout -issuer -in /etc/hostwright/tls/zone/fullchain.pem").stdout
+    )
+    assert shop.run("stat -c '%a %U' /etc/letsencrypt/hostwright-dns-rfc2136.ini").stdout.split() == [
+        "600",
+        "root",
+    ]
+    assert provision(shop, deploy, env={"CREDENTIALS": credentials}).changed == []
