@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pyinfra.api import FactBase
 
 from facts import records
+from facts.records import Record
 
 GROUP = "hostwright-admins"
 SUDOERS = "/etc/sudoers.d/90-hostwright"
 
 
 @dataclass(frozen=True)
-class Account:
+class Account(Record):
     """
     One account.
 
@@ -29,7 +30,7 @@ class Account:
 
 
 @dataclass(frozen=True)
-class AccountState:
+class AccountState(Record):
     """What ``Accounts`` returns. ``members`` are the accounts that we made; ``sudoers``: owner and mode, sha256."""
 
     accounts: dict[str, Account] = field(default_factory=dict)

@@ -7,12 +7,14 @@ from typing import Any
 
 from pyinfra.api import FactBase
 
+from facts.records import Record
+
 CONFIG = "/etc/hostwright/backup"
 STATE = "/var/lib/hostwright/backup"
 
 
 @dataclass(frozen=True)
-class SourceState:
+class SourceState(Record):
     """
     One source.
 

@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 
 from pyinfra.api import FactBase
 
+from facts.records import Record
+
 TLS = "/etc/hostwright/tls"
 SELF_SIGNED = "/var/lib/hostwright/tls/self-signed"
 LIVE = "/etc/letsencrypt/live"
@@ -37,7 +39,7 @@ true
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Record):
     """One certificate and its key; times are seconds since the epoch."""
 
     names: frozenset[str]
@@ -53,7 +55,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class CertificateState:
+class CertificateState(Record):
     """
     + link: where the stable path points to, empty when it is no link
     + pair: what the stable path holds; + live: what certbot holds under the name

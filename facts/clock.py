@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pyinfra.api import FactBase
 
 from facts import records
+from facts.records import Record
 
 FILE = "/etc/systemd/timesyncd.conf.d/50-hostwright.conf"
 
 
 @dataclass(frozen=True)
-class ClockState:
+class ClockState(Record):
     """
     What ``Clock`` returns.
 

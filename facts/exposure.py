@@ -7,13 +7,15 @@ from pathlib import Path
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
+from facts.records import Record
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _STATE = Path(__file__).parents[1] / "files" / "exposure" / "state.sh"
 
 
 @dataclass(frozen=True)
-class Connection:
+class Connection(Record):
     """Where the SSH connection of this run comes from, as the host sees it, and the port that it came in by."""
 
     address: Address
@@ -21,7 +23,7 @@ class Connection:
 
 
 @dataclass(frozen=True)
-class FirewallState:
+class FirewallState(Record):
     """
     What ``Firewall`` returns. The dictionaries have the keys 4 and 6, for IPv4 and IPv6.
 

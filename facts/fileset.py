@@ -7,6 +7,8 @@ from datetime import datetime, timezone
 
 from pyinfra.api import FactBase
 
+from facts.records import Record
+
 STAMPS = "/var/lib/hostwright/applied"
 
 # -P: a symlink is reported as itself. %C@ is the change time: a rename sets it, whatever the file's mtime says.
@@ -18,7 +20,7 @@ _UNIT_PROPERTIES = (
 
 
 @dataclass(frozen=True)
-class PathState:
+class PathState(Record):
     """One path as it is. ``kind`` is find's letter: ``f`` file, ``d`` directory, ``l`` symlink."""
 
     kind: str
@@ -31,7 +33,7 @@ class PathState:
 
 
 @dataclass(frozen=True)
-class UnitState:
+class UnitState(Record):
     """One systemd unit as ``systemctl show`` reports it; times are seconds since the epoch, 0.0 when never."""
 
     load: str = "not-found"
@@ -50,7 +52,7 @@ class UnitState:
 
 
 @dataclass(frozen=True)
-class FileSetState:
+class FileSetState(Record):
     """What ``FileSet`` returns. ``stamp`` is (content hash, unit invocation) of the last action, if any."""
 
     paths: dict[str, PathState] = field(default_factory=dict)

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pyinfra.api import FactBase
 
 from facts import records
+from facts.records import Record
 
 FILE = "/etc/sysctl.d/99-zz-hostwright.conf"
 
 
 @dataclass(frozen=True)
-class KernelState:
+class KernelState(Record):
     """
     What ``KernelParameters`` returns.
 

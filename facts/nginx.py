@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from pyinfra.api import FactBase
 
+from facts.records import Record
+
 UPSTREAMS = "/etc/nginx/upstreams"
 COPIES = "/var/lib/hostwright/nginx"
 """Managed files of /etc/nginx as they were last provisioned, at the same relative paths."""
@@ -30,7 +32,7 @@ true
 
 
 @dataclass(frozen=True)
-class NginxState:
+class NginxState(Record):
     """
     + version: as numbers, ``()`` when nginx is not installed
     + fault: what ``nginx -t`` says against the files on disk, empty when they would load

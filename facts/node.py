@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pyinfra.api import FactBase
 
 from facts import records
+from facts.records import Record
 
 
 @dataclass(frozen=True)
-class NodeState:
+class NodeState(Record):
     """
     What ``Node`` returns.
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pyinfra.api import FactBase
+
+from facts.records import Record
 
 _SCRIPT = Path(__file__).parents[1] / "files" / "preflight" / "state.sh"
 
 
 @dataclass(frozen=True)
-class Listener:
+class Listener(Record):
     """One listening socket. `holders`: (process name, systemd unit or "") of each process that holds it."""
 
     proto: str
@@ -24,7 +25,7 @@ class Listener:
 
 
 @dataclass(frozen=True)
-class Disk:
+class Disk(Record):
     """The file system under a path: MiB that are free for root, and where it is mounted."""
 
     free_mb: int
@@ -32,7 +33,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class HostState:
+class HostState(Record):
     """What `Preflight` returns; None or an empty text where the host could not say.
 
     + clock_offset: seconds by which the host's clock is ahead of this machine's
@@ -52,10 +53,6 @@ class HostState:
     python: tuple[int, int] | None = None
     clock_offset: float | None = None
     listeners: tuple[Listener, ...] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `pyinfra INV fact facts.preflight.Preflight` prints."""
-        return asdict(self)
 
 
 def parse(output: Iterable[str], now: float) -> HostState:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from pyinfra.api import FactBase
 
+from facts.records import Record
+
 # A release counts when its marker stands, nothing below it is younger than the marker (a hand-made change), and its
 # interpreter is still the one it was built with: after an upgrade of the distribution, /usr/bin/python3 is another.
 _COMMAND = r"""
@@ -23,7 +25,7 @@ done
 
 
 @dataclass(frozen=True)
-class Release:
+class Release(Record):
     """
     One release as its marker describes it.
 

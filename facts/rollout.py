@@ -7,6 +7,8 @@ from typing import Literal
 
 from pyinfra.api import FactBase
 
+from facts.records import Record
+
 _SCRIPTS = Path(__file__).parents[1] / "files" / "rollout"
 
 Colour = Literal["blue", "green"]
@@ -14,7 +16,7 @@ Manager = Literal["systemd", "supervisor"]
 
 
 @dataclass(frozen=True)
-class ColourState:
+class ColourState(Record):
     """
     One colour under one supervisor.
 
@@ -38,7 +40,7 @@ class ColourState:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Record):
     """A spec in the host's store: its supervisor and its release directory."""
 
     manager: str
@@ -46,7 +48,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class RolloutState:
+class RolloutState(Record):
     """What ``Rollout`` returns; ``active`` and ``previous`` (id of the spec to roll back to) may be empty."""
 
     active: str = ""

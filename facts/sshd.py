@@ -6,11 +6,13 @@ from pathlib import Path
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
+from facts.records import Record
+
 _STATE = Path(__file__).parents[1] / "files" / "sshd" / "state.sh"
 
 
 @dataclass(frozen=True)
-class SshdState:
+class SshdState(Record):
     """
     What ``Sshd`` returns.
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pyinfra.api import FactBase
 
 from facts import records
+from facts.records import Record
 
 FSTAB = "/etc/fstab"
 
 
 @dataclass(frozen=True)
-class SwapState:
+class SwapState(Record):
     """
     What ``SwapFile`` returns.
 

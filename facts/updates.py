@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pyinfra.api import FactBase
 
 from facts import records
+from facts.records import Record
 
 FILE = "/etc/apt/apt.conf.d/99hostwright-updates"
 
 
 @dataclass(frozen=True)
-class UpdatesState:
+class UpdatesState(Record):
     """What ``Updates`` returns: (owner and octal mode, sha256) of our file, and apt's timers that run."""
 
     file: tuple[str, str] = ("-", "")
