@@ -241,7 +241,7 @@ def minimum_faults(content: Content, minimum: Mapping[str, int]) -> list[str]:
     return faults
 
 
-def shrink_faults(content: Content, before: Content, ratio: float) -> list[str]:
+def shrink_faults(content: Content, before: Snapshot, ratio: float) -> list[str]:
     """Return what became suspiciously small against an earlier copy."""
     faults = []
     if content.size < before.size * ratio:
@@ -551,9 +551,22 @@ class Snapshot:
     def __str__(self) -> str:
         return f"{self.short} of {said(self.time)}"
 
-    def value(self, key: str) -> str:
-        """Return the value of a tag ``key:value``, or nothing."""
-        return next((tag.partition(":")[2] for tag in self.tags if tag.startswith(f"{key}:")), "")
+    @property
+    def size(self) -> int:
+        return int(self._value("bytes") or 0)
+
+    @property
+    def total(self) -> int:
+        """Return the number of rows or files."""
+        return int(self._value("rows") or 0)
+
+    @property
+    def verified_at(self) -> str:
+        return self._value("verified-at")
+
+    def _value(self, key: str) -> str:
+        value = next((tag.partition(":")[2] for tag in self.tags if tag.startswith(f"{key}:")), "")
+        return value if key == "verified-at" or value.isdigit() else ""
 
 
 def parse_snapshots(text: str) -> list[Snapshot]:
@@ -677,45 +690,26 @@ class Repository:
                 return str(entry["snapshot_id"])
         raise self._failure("said nothing of the snapshot it made", ended)
 
-    def manifest(self, snapshot: Snapshot, stage_name: str) -> Manifest | None:
-        """Return the manifest of a snapshot, None when it has none that can be read."""
-        ended = self._try("dump", snapshot.id, f"/{stage_name}/{MANIFEST}")
-        if ended.status:
-            return None
-        try:
-            return Manifest.parse(ended.out)
-        except (ValueError, KeyError, TypeError):
-            return None
-
     def restore(self, snapshot: Snapshot, target: Path) -> None:
         self._call("restore", snapshot.id, "--target", str(target))
 
-    def mark_verified(self, snapshot: Snapshot, at: datetime) -> Snapshot:
+    def mark_verified(self, snapshot: Snapshot, snapshots: Sequence[Snapshot], at: datetime) -> None:
         """Move the tag: first on the new, then off the others, so that there is one at every moment."""
-        when = f"verified-at:{at.strftime('%Y-%m-%dT%H:%M:%SZ')}"
-        old = [f"--remove={tag}" for tag in snapshot.tags if tag.startswith("verified-at:")]
-        if old:
-            self._call("tag", *old, *self._one(snapshot))
-            snapshot = self._again(snapshot)
-        self._call("tag", f"--add={VERIFIED}", f"--add={when}", *self._one(snapshot))
-        for other in self.snapshots():
-            if other.verified and other.key != snapshot.key:
-                self._call("tag", f"--remove={VERIFIED}", *self._one(other))
-        return self._again(snapshot)
+        add = [f"--add={VERIFIED}", f"--add=verified-at:{at.strftime('%Y-%m-%dT%H:%M:%SZ')}"]
+        before = [f"--remove=verified-at:{snapshot.verified_at}"] if snapshot.verified_at else []
+        self._call("tag", *add, *before, snapshot.id)
+        others = [each.id for each in snapshots if each.verified and each.key != snapshot.key]
+        if others:  # without an id restic would take all snapshots
+            self._call("tag", f"--remove={VERIFIED}", *others)
 
-    def forget(self) -> None:
-        """Apply the retention. What is verified stays, whatever its age."""
+    def forget(self) -> int:
+        """Apply the retention and return how many copies are left. What is verified stays, whatever its age."""
         keep = [f"--keep-{period}={number}" for period, number in self.source.keep.items() if number]
-        self._call(
-            "forget",
-            *self._filter,
-            "--group-by",
-            "host",
-            *keep,
-            f"--keep-tag={VERIFIED}",
-            "--prune",
-            "--quiet",
-        )
+        policy = ["--group-by", "host", *keep, f"--keep-tag={VERIFIED}", "--prune"]
+        out = self._call("forget", "--json", *self._filter, *policy).out
+        # --prune adds its own lines, as text, after the JSON
+        groups = json.loads(next((line for line in out.splitlines() if line.startswith("[")), "[]"))
+        return sum(len(group["keep"]) for group in groups)
 
     def check(self) -> None:
         self._call("check", "--quiet")
@@ -723,13 +717,6 @@ class Repository:
     def __str__(self) -> str:
         # credentials may stand in an URL
         return f"{self.label} repository {re.sub(r'//[^/@]*@', '//***@', self.url)}"
-
-    @staticmethod
-    def _one(snapshot: Snapshot) -> list[str]:
-        return [snapshot.id]
-
-    def _again(self, snapshot: Snapshot) -> Snapshot:
-        return next(each for each in self.snapshots() if each.key == snapshot.key)
 
     def _try(self, *arguments: str, cwd: Path | None = None) -> Ended:
         """Run restic. A repository that another process holds is waited for; a lock that is stale is removed."""
@@ -865,6 +852,8 @@ class Units:
         found = []
         for name in self.names:
             if name.startswith("supervisor:"):
+                if shutil.which("supervisorctl") is None:
+                    continue
                 status = self._run("supervisorctl", "status", name.partition(":")[2]).out
                 if re.search(r"\b(RUNNING|STARTING|BACKOFF|FATAL|EXITED)\b", status):
                     found.append(name)
@@ -960,22 +949,18 @@ class Backup:
         entry = self.state.repository(repository.label)
         entry.update(snapshot=snapshot, last_success=_now())
         tell(f"{repository}: snapshot {snapshot[:8]}")
-        repository.forget()
-        entry["snapshots"] = len(repository.snapshots())
+        entry["snapshots"] = repository.forget()
 
     def _judge_size(self, content: Content) -> None:
         """Compare with the last verified copy, or with the newest as long as none is verified."""
         for repository in self.repositories.values():
             snapshots = repository.snapshots()
-            for snapshot in [*(s for s in snapshots[::-1] if s.verified), *snapshots[::-1]][:1]:
-                manifest = repository.manifest(snapshot, self.STAGE)
-                if manifest is None:
-                    continue
-                faults = shrink_faults(content, manifest.content, self.source.min_size_ratio)
+            for snapshot in [*(each for each in snapshots[::-1] if each.verified), *snapshots[::-1]][:1]:
+                which = "the last verified copy" if snapshot.verified else "the last copy"
                 self._judge(
-                    f"the copy is much smaller than {'the last verified copy' if snapshot.verified else 'the last copy'} "
-                    f"{snapshot} and is not stored (if that is right: backup run {self.source.name} --accept-smaller)",
-                    faults,
+                    f"the copy is much smaller than {which} {snapshot} and is not stored "
+                    f"(if that is right: backup run {self.source.name} --accept-smaller)",
+                    shrink_faults(content, snapshot, self.source.min_size_ratio),
                 )
                 return
 
@@ -993,13 +978,15 @@ class Backup:
         content = self._bring_back(repository, snapshot, snapshots)
         repository.check()
         now = datetime.now(timezone.utc)
-        marked = repository.mark_verified(snapshot, now)
+        repository.mark_verified(snapshot, snapshots, now)
         self.state.repository(repository.label).update(
             last_verified=now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            verified_snapshot=marked.id,
+            verified_snapshot=snapshot.key,
             snapshots=len(snapshots),
         )
-        tell(f"{repository}: copy {marked} is verified: {content.size} bytes, {content.total} rows or files")
+        tell(
+            f"{repository}: copy {snapshot} is verified: {content.size} bytes, {content.total} rows or files"
+        )
 
     def _bring_back(
         self, repository: Repository, snapshot: Snapshot, snapshots: Sequence[Snapshot]
@@ -1024,9 +1011,7 @@ class Backup:
                 and not manifest.accepted_smaller
                 and snapshot.time > verified[-1].time
             ):
-                before = repository.manifest(verified[-1], self.STAGE)
-                if before is not None:
-                    faults += shrink_faults(content, before.content, self.source.min_size_ratio)
+                faults += shrink_faults(content, verified[-1], self.source.min_size_ratio)
             self._judge("it does not pass", faults)
             return content
         except Failure as failure:
@@ -1121,8 +1106,8 @@ class Backup:
     def list(self, as_json: bool) -> None:
         rows = [
             {"repository": label, "id": each.short, "time": each.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
-             "bytes": int(each.value("bytes") or 0), "rows": int(each.value("rows") or 0),
-             "verified": each.value("verified-at"), "last_verified": each.verified}
+             "bytes": each.size, "rows": each.total,
+             "verified": each.verified_at, "last_verified": each.verified}
             for label, repository in self.repositories.items() for each in repository.snapshots()
         ]  # fmt: skip
         if as_json:
@@ -1235,7 +1220,7 @@ def _counts(content: Content) -> str:
 
 
 def _verified_words(snapshot: Snapshot) -> str:
-    at = snapshot.value("verified-at")
+    at = snapshot.verified_at
     return f"verified {at}" if at else "never verified by a drill"
 
 

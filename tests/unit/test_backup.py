@@ -59,7 +59,7 @@ def test_snapshots_are_sorted_and_keep_their_first_id() -> None:
     assert found[1].time == datetime(2026, 11, 21, 2, 0, 1, 123456, timezone.utc)
     assert found[2].time.hour == 1
     assert found[2].verified
-    assert found[2].value("bytes") == "7"
+    assert (found[2].size, found[2].total, found[2].verified_at) == (7, 0, "")
     assert backup.parse_snapshots("null") == []
 
 
@@ -115,12 +115,15 @@ def test_minimum_faults() -> None:
 
 
 def test_shrink_faults_compare_size_and_rows() -> None:
-    assert backup.shrink_faults(CONTENT, replace(CONTENT, size=8192), 0.5) == []
-    assert backup.shrink_faults(CONTENT, replace(CONTENT, size=8193), 0.5) == ["4096 bytes, was 8193"]
-    assert backup.shrink_faults(CONTENT, replace(CONTENT, counts={"orders": 27}), 0.5) == [
-        "13 rows or files, was 27"
-    ]
-    assert backup.shrink_faults(CONTENT, replace(CONTENT, size=10**9), 0.0) == []
+    def before(size: int, rows: int):
+        return backup.Snapshot(
+            "a" * 64, "a" * 64, datetime.now(timezone.utc), (f"bytes:{size}", f"rows:{rows}")
+        )
+
+    assert backup.shrink_faults(CONTENT, before(8192, 26), 0.5) == []
+    assert backup.shrink_faults(CONTENT, before(8193, 26), 0.5) == ["4096 bytes, was 8193"]
+    assert backup.shrink_faults(CONTENT, before(8192, 27), 0.5) == ["13 rows or files, was 27"]
+    assert backup.shrink_faults(CONTENT, before(10**9, 10**9), 0.0) == []
 
 
 def test_difference_faults_name_what_differs() -> None:
@@ -304,25 +307,28 @@ class Shelf:
         name = f"{len(self.taken) + 1:064x}"
         shutil.copytree(stage, self.root / name)
         at = datetime(2026, 11, 1, tzinfo=timezone.utc) + timedelta(days=len(self.taken))
-        self.taken.append(backup.Snapshot(name, name, at, ()))
+        tags = (f"bytes:{manifest.content.size}", f"rows:{manifest.content.total}")
+        self.taken.append(backup.Snapshot(name, name, at, tags))
         return name
-
-    def manifest(self, snapshot, stage_name: str):
-        path = self.root / snapshot.id / backup.MANIFEST
-        return backup.Manifest.parse(path.read_text()) if path.exists() else None
 
     def restore(self, snapshot, target: Path) -> None:
         shutil.copytree(self.root / snapshot.id, target / "stage")
 
-    def mark_verified(self, snapshot, at):
+    def mark_verified(self, snapshot, snapshots, at) -> None:
         self.taken = [
-            replace(each, tags=(("verified", "verified-at:2026") if each.key == snapshot.key else ()))
-            for each in self.taken
+            replace(
+                each,
+                tags=(
+                    *each.tags[:2],
+                    *(("verified", "verified-at:2026") if each.key == snapshot.key else ()),
+                ),
+            )
+            for each in snapshots
         ]
-        return next(each for each in self.taken if each.key == snapshot.key)
 
-    def forget(self) -> None:
+    def forget(self) -> int:
         self.forgotten += 1
+        return len(self.taken)
 
     def check(self) -> None:
         pass
@@ -536,7 +542,10 @@ def test_no_secret_is_in_an_argument_or_a_message(restic) -> None:
 
 
 def test_retention_keeps_what_is_verified(restic) -> None:
-    restic.repository.forget()
+    restic.answers["forget"] = backup.Ended(
+        0, json.dumps([{"keep": [1, 2], "remove": [3]}]) + "\n1 snapshot removed", ""
+    )
+    assert restic.repository.forget() == 2
     (argv, _) = restic.calls[0]
     assert argv[:2] == ["restic", "forget"]
     assert {"--keep-daily=7", "--keep-monthly=6", "--keep-tag=verified", "--prune"} <= set(argv)
@@ -547,13 +556,23 @@ def test_retention_keeps_what_is_verified(restic) -> None:
 
 def test_the_tag_is_on_the_new_copy_before_it_leaves_the_old_one(restic) -> None:
     old, new = backup.parse_snapshots(LISTED)[2], backup.parse_snapshots(LISTED)[1]
-    restic.answers["snapshots"] = backup.Ended(0, LISTED, "")
-    restic.repository.mark_verified(new, datetime(2026, 11, 22, tzinfo=timezone.utc))
+    restic.repository.mark_verified(
+        new, backup.parse_snapshots(LISTED), datetime(2026, 11, 22, tzinfo=timezone.utc)
+    )
     tags = [argv[2:] for argv, _ in restic.calls if argv[1] == "tag"]
     assert tags == [
         ["--add=verified", "--add=verified-at:2026-11-22T00:00:00Z", new.id],
         ["--remove=verified", old.id],
     ]
+
+
+def test_a_copy_that_is_verified_again_keeps_its_tag_and_no_other_is_touched(restic) -> None:
+    again = replace(backup.parse_snapshots(LISTED)[2], tags=("verified", "verified-at:2026-11-01T00:00:00Z"))
+    restic.repository.mark_verified(again, [again], datetime(2026, 11, 22, tzinfo=timezone.utc))
+    (argv,) = [argv[2:] for argv, _ in restic.calls]
+    assert argv == [
+        "--add=verified", "--add=verified-at:2026-11-22T00:00:00Z", "--remove=verified-at:2026-11-01T00:00:00Z", again.id,
+    ]  # fmt: skip
 
 
 def test_a_lock_that_lives_is_waited_for_and_never_taken(restic, monkeypatch: pytest.MonkeyPatch) -> None:
