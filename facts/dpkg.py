@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from pyinfra.api import FactBase
 
 
-class InstalledPackages(FactBase[frozenset[str]]):
+class InstalledPackages(FactBase[set[str]]):
     """
     Returns those of the given packages that are installed (and configured).
 
     .. code:: python
 
-        frozenset({"curl", "ufw"})
+        {"curl", "ufw"}
     """
 
-    default = frozenset
+    default = set
 
     def command(self, packages: Sequence[str]) -> str:
         names = " ".join(map(shlex.quote, packages))
         return f"dpkg-query --show --showformat='${{db:Status-Status}} ${{Package}}\\n' {names} 2>/dev/null || true"
 
-    def process(self, output: list[str]) -> frozenset[str]:
+    def process(self, output: list[str]) -> set[str]:
         pairs = (line.split() for line in output)
-        return frozenset(name for status, name in pairs if status == "installed")
+        return {name for status, name in pairs if status == "installed"}

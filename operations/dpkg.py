@@ -31,7 +31,7 @@ def packages(packages: Sequence[str], list_hours: int = 24) -> Generator[StringC
         dpkg.packages(["nginx", "certbot"], name="Install nginx and certbot")
     """
     wanted = list(dict.fromkeys(packages))
-    installed = host.get_fact(InstalledPackages, packages=wanted) if wanted else frozenset()
+    installed = host.get_fact(InstalledPackages, packages=wanted) if wanted else set()
     missing = [package for package in wanted if package not in installed]
     if not missing:
         host.noop("all packages are installed")
