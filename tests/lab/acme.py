@@ -34,7 +34,8 @@ class Acme:
     """The ACME server of a slot; :meth:`start` it before use.
 
     Every host of the slot, present or made later, resolves its name and has its CA certificate at
-    :data:`CA_ON_HOST` (for ``REQUESTS_CA_BUNDLE`` and the setting ``certificate_ca_bundle``).
+    :data:`CA_ON_HOST` (for ``REQUESTS_CA_BUNDLE`` and the setting ``certificate_ca_bundle``), with the root of what it
+    issues.
     """
 
     directory_url = f"https://{NAME}:{_PORT}/dir"
@@ -77,7 +78,8 @@ class Acme:
                 self._front.start(sys.executable, "-m", "tests.lab.acme", self._home, at, log=self._home / "front.log")
             wait_for(f"ACME directory (see {self._home}/front.log)", lambda: self._get(_PORT, "/dir"), 20)
         hosts.add_name(self.slot, NAME, [at])
-        hosts.add_file(self.slot, CA_ON_HOST, self.ca_certificate)
+        # As with a private CA: one file for the server's own certificate and for those that it issues.
+        hosts.add_file(self.slot, CA_ON_HOST, self.ca_certificate + self.root_certificate())
         return self
 
     def stop(self) -> None:

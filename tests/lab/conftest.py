@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.lab.deployed import Deployed
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
 from tests.lab.provision import Run
@@ -53,3 +54,9 @@ def fresh_host(lab: Lab) -> Iterator[LabHost]:
 def provision() -> Callable[..., Run]:
     """Run pyinfra against lab hosts: see :func:`tests.lab.provision.provision`."""
     return run_pyinfra
+
+
+@pytest.fixture(scope="session")
+def deployed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    """A host that the real deploy.py has provisioned: see :class:`tests.lab.deployed.Deployed`."""
+    return Deployed(lab, tmp_path_factory.mktemp("deployed"))

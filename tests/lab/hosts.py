@@ -144,10 +144,28 @@ class LabHost:
         wait_for(f"{self.name}: reboot", lambda: self.leader not in (None, before), 60)
         self._wait_until_up()
 
-    def reset(self) -> None:
-        """Make the host pristine again, with the same name, addresses and host key, and boot it."""
+    def reset(self, to: str = "") -> None:
+        """Make the host pristine again, with the same name, addresses and host key, and boot it.
+
+        + to: a state kept by :meth:`save` to go back to instead
+        """
+        saved = self.directory / "saved" / to
+        if to and not saved.exists():
+            raise LabError(f"{self.name}: no saved state {to!r}")
         self._discard()
-        self._make_root()
+        if to:
+            run("cp", "-a", "--reflink=auto", saved / "up", saved / "docker", self.directory)
+            self._mount_root()
+        else:
+            self._make_root()
+        self.boot()
+
+    def save(self, name: str) -> None:
+        """Keep all that the host has written, under a name, for :meth:`reset`. It is switched off meanwhile."""
+        self.power_off()
+        saved = self.directory / "saved" / name
+        saved.mkdir(parents=True)
+        run("cp", "-a", "--reflink=auto", self.directory / "up", self.directory / "docker", saved)
         self.boot()
 
     def destroy(self) -> None:
@@ -289,12 +307,13 @@ class LabHost:
             run("umount", self._root)
         run("rm", "-rf", "--one-file-system", *(self.directory / part for part in ("up", "work", "docker")))
 
+    def _mount_root(self) -> None:
+        layers = image.get(self.plan.release, self.plan.layer).layers
+        image.mount(layers, self.directory / "up", self.directory / "work", self._root)
+
     def _make_root(self) -> None:
         """Mount a fresh overlay and give it what makes it this host and no other."""
-        image.mount(
-            image.get(self.plan.release, self.plan.layer).layers,
-            self.directory / "up", self.directory / "work", self._root,
-        )  # fmt: skip
+        self._mount_root()
         (self.directory / "docker").mkdir()
         root, name = self._root, self.name
         _put(root / "etc/hostname", f"{name}\n")
