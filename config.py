@@ -11,10 +11,11 @@ from fnmatch import fnmatch
 import click
 import paramiko
 import pyinfra.api.operations
+import pyinfra_cli.util
 from pyinfra import logger
-from pyinfra.api.exceptions import OperationError
+from pyinfra.api.exceptions import DeployError, OperationError
 from pyinfra.connectors.util import CommandOutput
-from pyinfra.context import ctx_state
+from pyinfra.context import ctx_host, ctx_state
 from pyinfra_cli.exceptions import CliError
 
 from settings import SettingsError, load_fleet
@@ -92,6 +93,25 @@ def _contain(run_host_op):
     return contained
 
 
+def _contain_planning(load_for_hosts):
+    """The same while the plan is made: the host is left out of it, and of the run, and the exit status is not 0."""
+
+    def contained(state, callback, name):
+        def planned():
+            try:
+                callback()
+            except (DeployError, OperationError) as error:
+                host = ctx_host.get()
+                host.log_styled(f"Not planned: {error}", fg="red", log_func=logger.error)
+                state.failed_hosts.add(host)
+                state.active_hosts.discard(host)
+
+        return load_for_hosts(state, planned, name)
+
+    contained.is_contained = True
+    return contained
+
+
 def _send_at_once(start_client):
     """Let every message of a connection leave when it is written.
 
@@ -114,5 +134,7 @@ if "pyinfra_cli.cli" in sys.modules:
     _state.init = _wrap(_state.init)
     if not hasattr(pyinfra.api.operations.run_host_op, "is_contained"):
         pyinfra.api.operations.run_host_op = _contain(pyinfra.api.operations.run_host_op)
+    if not hasattr(pyinfra_cli.util._parallel_load_hosts, "is_contained"):
+        pyinfra_cli.util._parallel_load_hosts = _contain_planning(pyinfra_cli.util._parallel_load_hosts)
     if not hasattr(paramiko.Transport.start_client, "is_prompt"):
         paramiko.Transport.start_client = _send_at_once(paramiko.Transport.start_client)

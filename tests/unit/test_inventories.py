@@ -247,3 +247,18 @@ def test_operation_that_raises_ends_its_own_host_only(inventory, deploy):
     results = json.loads(run.stdout)["results"]
     assert results["failed_hosts"] == ["@fake/web1"]
     assert [row["success"] for row in results["operations"]] == [["@fake/web2"], ["@fake/web2"]]
+
+
+@pytest.mark.parametrize("error", ["OperationError", "DeployError"])
+def test_operation_or_deploy_that_raises_in_the_plan_leaves_out_its_own_host_only(inventory, deploy, error):
+    code = (
+        "from pyinfra import host\nfrom pyinfra.api import DeployError, OperationError, operation\n"
+        "from pyinfra.operations import server\n"
+        'if host.name.endswith("web1"):\n'
+        f'    raise {error}("no disk in {{drive}}")\n'
+        'server.shell("true", name="Go on")\n'
+    )
+    run = pyinfra("--json", "--dry", inventory(hosts=("web1", "web2"), fake=True), deploy(code), secrets=SECRETS)
+    assert "Not planned: no disk in {drive}" in run.said
+    assert json.loads(run.stdout)["plan"][0]["hosts_with_change"] == ["@fake/web2"]
+    assert run.returncode == 1
