@@ -436,6 +436,7 @@ def _supply_power(plan: Plan) -> None:
         nspawn.start(
             "systemd-nspawn", "-q", "-D", home / "root", "-b", "--register=no", "--keep-unit", "-M", plan.name,
             f"--network-namespace-path=/run/netns/{network.namespace(plan.slot, plan.name)}",
+            "--timezone=off",  # the default sets the outer machine's time zone at every boot
             "--capability=all",
             "--drop-capability=CAP_SYS_TIME",  # a time daemon inside must not set the outer machine's clock
             "--system-call-filter=add_key keyctl bpf",
