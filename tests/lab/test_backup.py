@@ -439,6 +439,131 @@ def test_bad_declarations_change_nothing(shop, converge, arguments, said):
     assert shop.read("/etc/hostwright/backup/shop.json") == before
 
 
+@pytest.fixture(scope="module")
+def vault(lab, declared):
+    """A second host that takes the off-site copies over sftp, and lets the first one in by its key."""
+    other = lab.host("t-vault")
+    declared.run("test -e /root/.ssh/id_ed25519 || ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
+    key = declared.read("/root/.ssh/id_ed25519.pub")
+    other.run("cat >> /root/.ssh/authorized_keys", input=key)
+    declared.run(
+        f"ssh-keyscan -t ed25519 {other.address} 2>/dev/null > /root/.ssh/known_hosts; test -s /root/.ssh/known_hosts"
+    )
+    yield other
+    lab.destroy(other)
+
+
+def test_offsite_copies_help_when_the_first_repository_is_gone(shop, vault, converge):
+    offsite = f"sftp:root@{vault.address}:/srv/vault"
+    run = converge(shop, backup_offsite_repository=offsite)
+    assert run.ok, run
+    shop.run(
+        "systemctl start hostwright-backup-shop.service hostwright-backup-shop-drill.service", timeout=180
+    )
+    assert [(row["repository"], row["last_verified"]) for row in copies(shop)] == [
+        ("primary", True),
+        ("offsite", True),
+    ]
+    assert vault.run("ls /srv/vault/snapshots").stdout.strip()
+    assert vault.run(f"grep -rlF {CANARY} /srv/vault", check=False).stdout == ""
+
+    shop.run(f"rm -rf {REPOSITORY}; systemctl stop shop; rm -f /var/lib/shop/*")
+    lost = backup(shop, "restore", "shop", check=False)
+    assert lost.returncode != 0
+    backup(shop, "restore", "shop", "--repository", "offsite", "--at", "verified")
+    assert sql(shop, "SELECT count(*) FROM customers") == "5"
+
+    failed = backup(shop, "run", "shop", check=False)
+    assert failed.returncode != 0
+    assert "primary repository" in failed.stderr
+    entries = state(shop)["repositories"]
+    assert entries["offsite"]["snapshots"] == 2, "the off-site copy is made all the same"
+
+
+def test_a_restore_that_was_killed_is_finished_by_the_next_one(shop):
+    backup(shop, "run", "shop")
+    shop.write("/etc/systemd/system/shop.service.d/slow.conf", "[Service]\nExecStop=/bin/sleep 3\n")
+    shop.run("systemctl daemon-reload")
+    try:
+        shop.run(f"systemd-run --quiet --unit=hw-restore {PROGRAM} restore shop")
+        shop.run(
+            'for i in $(seq 600); do [ "$(systemctl is-active shop)" = deactivating ] && exit 0; sleep 0.05; done; exit 1'
+        )
+        shop.run("systemctl kill --signal=KILL hw-restore")
+        shop.run(
+            'for i in $(seq 200); do [ "$(systemctl is-active shop)" = inactive ] && exit 0; sleep 0.1; done; exit 1'
+        )
+    finally:
+        shop.run("rm -r /etc/systemd/system/shop.service.d; systemctl daemon-reload; systemctl reset-failed")
+    refused = backup(shop, "run", "shop", check=False)
+    assert "a restore was cut short" in refused.stderr
+    said = backup(shop, "restore", "shop").stdout
+    assert "started: shop.service" in said
+    shop.run("systemctl is-active shop")
+    backup(shop, "run", "shop")
+
+
+def test_a_directory_is_backed_up_and_restored(declared, converge):
+    text = (
+        "from operations import backup\nfrom deploys import current\n"
+        "backup.source('files', policy=current().backup, kind='directory', path='/srv/files', owner='shop', group='shop', mode='0750', "
+        "minimum={'files': 2}, name='Back up the files')\n"
+    )
+    make = "install -d -o shop -g shop -m 0750 /srv/files/sub && cd /srv/files && echo one > a && echo two > 'sub/b c' && ln -sf a link && chown -R shop: ."
+    declared.run(make)
+    run = converge(declared, text)
+    assert run.ok, run
+    look = "cd /srv/files && find . -printf '%P %y %m %u %g %l\n' | sort && cat a 'sub/b c'"
+    before = declared.run(look).stdout
+    declared.run("systemctl start hostwright-backup-files.service hostwright-backup-files-drill.service")
+    declared.run("rm -rf /srv/files/sub; echo three > /srv/files/a")
+    backup(declared, "restore", "files")
+    assert declared.run(look).stdout == before
+    assert declared.run("cat /srv/files.before-restore-*/a").stdout == "three\n"
+    declared.run("rm -rf /srv/files.before-restore-* /srv/files/sub")
+    assert "files has 1, at least 2 wanted" in backup(declared, "run", "files", check=False).stderr
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("release", ["trixie"])
+def test_the_whole_way_on_another_release(lab, converge, release):
+    """The newer restic has other exit codes and messages."""
+    host = lab.host(f"t-backup-{release}", release=release, layer="packages")
+    try:
+        the_whole_way(host, converge)
+    finally:
+        lab.destroy(host)
+
+
+def the_whole_way(host, converge):
+    start_shop(host)
+    run = converge(host)
+    assert run.ok, run
+    assert converge(host).changed == []
+    host.run(
+        "systemctl start hostwright-backup-shop.service hostwright-backup-shop-drill.service", timeout=180
+    )
+    host.run("systemctl start hostwright-backup-shop.service", timeout=180)
+    assert [row["last_verified"] for row in copies(host)] == [True, False]
+    host.run("systemctl stop shop; rm -f /var/lib/shop/*")
+    backup(host, "restore", "shop", "--at", "verified")
+    assert sql(host, "SELECT count(*) FROM customers") == "5"
+    wrong = converge(host, password="another-password-0123456789")
+    assert "does not open with this password" in wrong.stderr
+    assert converge(host).ok
+    host.run(f"mv {REPOSITORY} /var/backups/away")
+    gone = converge(host, backup_keep_daily=11)
+    assert "is its disk mounted?" in gone.stderr
+    host.run(f"mv /var/backups/away {REPOSITORY}")
+    assert converge(host).ok
+    # a lock of a process that is dead is no obstacle
+    host.run(
+        f"RESTIC_PASSWORD={CANARY} restic -q -r {REPOSITORY} check & sleep 0.6; kill -9 $!; wait", check=False
+    )
+    backup(host, "run", "shop")
+    assert restic(host, "list", "locks").stdout == ""
+
+
 def test_set_noop_update_unset(host, declared, converge):
     assert converge(host, deploy(present=False)).ok
     start_shop(host)

@@ -499,6 +499,50 @@ def test_metrics_have_no_sample_for_what_never_happened() -> None:
     )
 
 
+# --- units ---------------------------------------------------------------------------------------------------------------
+
+
+def test_units_finds_both_colours_and_what_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = (
+        "shop-blue.service loaded active running Shop\n"
+        "shop-green.service loaded inactive dead Shop\n"
+        "shop-worker.service loaded failed failed Worker\n"
+        "shop-old.service loaded failed failed Old\n"
+        "shop-loop.service loaded activating auto-restart Loop\n"
+    )
+    calls = []
+
+    def execute(argv, deadline, **rest):
+        calls.append(list(argv))
+        if argv[1] == "list-units":
+            return backup.Ended(0, listed, "")
+        if argv[1] == "is-enabled":
+            return backup.Ended(0 if argv[-1] == "shop-worker.service" else 1, "", "")
+        return backup.Ended(
+            0, "shop-blue RUNNING pid 7\n" if argv[2] == "shop-blue" else "shop-green STOPPED\n", ""
+        )
+
+    monkeypatch.setattr(backup, "execute", execute)
+    monkeypatch.setattr(backup.shutil, "which", lambda program: "/usr/bin/" + program)
+    names = ("shop-*.service", "supervisor:shop-blue", "supervisor:shop-green")
+    units = backup.Units(names, backup.Deadline(60))
+    running = units.running()
+    assert running == [
+        "shop-blue.service",
+        "shop-worker.service",
+        "shop-loop.service",
+        "supervisor:shop-blue",
+    ]
+    calls.clear()
+    units.start(["shop-blue.service", "supervisor:shop-blue"])
+    assert calls[-2:] == [
+        ["systemctl", "start", "--", "shop-blue.service"],
+        ["supervisorctl", "start", "shop-blue"],
+    ]
+    monkeypatch.setattr(backup.shutil, "which", lambda program: None)
+    assert "supervisor:shop-blue" not in units.running(), "a host without supervisor runs nothing under it"
+
+
 # --- restic's command lines ------------------------------------------------------------------------------------------------
 
 
