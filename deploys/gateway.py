@@ -14,7 +14,7 @@ from pyinfra.operations import server
 
 from deploys import current
 from facts.rollout import Rollout
-from operations import backup, certificate, dpkg, fileset, logrotate, nginx, release, rollout, template
+from operations import backup, certificate, dpkg, fileset, logrotate, nginx, release, rollout, template, unit
 from operations.fileset import Directory, Symlink
 from operations.nginx import Location, RateLimit, Upstream
 from settings import Backup, Certificate, Gateway
@@ -94,6 +94,8 @@ def _packages(settings: Gateway) -> None:
     if settings.supervisor == "supervisor":
         wanted.append("supervisor")
     dpkg.packages(wanted, name="Install packages")
+    if settings.supervisor == "supervisor":
+        unit.unit("supervisor.service", settle_seconds=1, name="Run supervisor")
 
 
 def _user_and_directories() -> None:

@@ -122,14 +122,15 @@ last_words() { # colour
 	esac | mask "$(env_file "$1")" | sed 's/^/    /' >&2 || :
 }
 
-# A program that refuses its configuration likes to print it: take out every value of a key that sounds secret.
+# A program that refuses its configuration likes to print it. Taken out is every value of a variable that sounds secret,
+# and every long one besides: too much masked does no harm.
 mask() { # env file
 	awk '
 		NR == FNR {
-			if (match($0, /^[A-Za-z0-9_]*(KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|DSN|URL)[A-Za-z0-9_]*=/)) {
-				count = split(substr($0, RLENGTH + 1), parts, /["'"'"' ,\[\]\\]+/)
-				for (i = 1; i <= count; i++) if (length(parts[i]) >= 8 && parts[i] !~ /^sqlite/) secret[parts[i]]
-			}
+			if (!match($0, /^[A-Za-z0-9_]+=/)) next
+			least = substr($0, 1, RLENGTH) ~ /KEY|SECRET|TOKEN|PASS|CREDENTIAL|DSN|URL/ ? 8 : 16
+			count = split(substr($0, RLENGTH + 1), parts, /["'"'"' ,\[\]\\]+/)
+			for (i = 1; i <= count; i++) if (length(parts[i]) >= least && parts[i] !~ /^(sqlite|\/)/) secret[parts[i]]
 			next
 		}
 		{
@@ -252,6 +253,8 @@ await_free() { # colour
 		done
 		case $(state "$1" "$_manager") in running | starting | failed) discard "$1" "$_manager" ;; esac
 	done
+	# What it would still take away is about to be written.
+	systemctl stop "$app-$1-retire.service" 2>/dev/null || :
 }
 
 fail_back() { # colour, the colour that served before (may be empty)
@@ -281,11 +284,16 @@ switch() {
 		point_at "$_old"
 		fail_back "$_new" "$_old"
 	fi
-	[ "$(tail -n 1 "$store/history" 2>/dev/null)" = "$spec" ] || echo "$spec" >>"$store/history"
+	remember
 	# nginx may have connected to the old socket a moment ago, and the process not yet have accepted it.
 	sleep 1
 	retire_others
 	prune_specs
+}
+
+# The specs in the order in which they served: what a rollback goes by.
+remember() {
+	[ "$(tail -n 1 "$store/history" 2>/dev/null)" = "$spec" ] || echo "$spec" >>"$store/history"
 }
 
 prune_specs() {
@@ -295,6 +303,11 @@ prune_specs() {
 		printf '%s\n' "$_stay" | grep -qxF "$_spec" || [ "$_spec" = "$spec" ] || rm -rf "$_path"
 	done
 	tail -n 20 "$store/history" >"$store/history.new" && mv "$store/history.new" "$store/history"
+}
+
+serves_spec() { # colour
+	[ "$(state "$1" "$manager")" = running ] && [ "$(started_with "$1")" = "$(would_be "$spec" "$1")" ] &&
+		healthy "$1" "$health_path" >/dev/null
 }
 
 main() {
@@ -313,11 +326,14 @@ main() {
 		say "release $(about "$spec" release) is not there"
 		exit 1
 	}
+	# Decided before the lock was free, on a state that another run may have changed since.
 	current=$(active)
-	if [ -n "$do_switch" ] && [ -n "$current" ] && [ "$(started_with "$current")" = "$(would_be "$spec" "$current")" ] &&
-		[ "$(state "$current" "$manager")" = running ] && healthy "$current" "$health_path" >/dev/null; then
-		# Another run got there first, or one was killed after the switch: the rest is still to do.
-		do_switch='' do_repair=yes do_retire=yes
+	if [ -z "$current" ]; then
+		do_switch=yes
+	elif serves_spec "$current"; then
+		[ -z "$do_switch" ] || do_switch='' do_start='' do_repair=yes do_retire=yes
+	elif [ -z "$do_start" ] || [ "$(fingerprint "$current" "$manager")" != "$(would_be "$spec" "$current")" ]; then
+		do_switch=yes
 	fi
 	if [ -n "$do_switch" ]; then
 		switch
@@ -331,8 +347,6 @@ main() {
 		fi
 		enable_colour "$current"
 	fi
-	if [ -n "$do_repair$do_start" ]; then
-		[ "$(tail -n 1 "$store/history" 2>/dev/null)" = "$spec" ] || echo "$spec" >>"$store/history"
-	fi
+	remember
 	[ -z "$do_retire" ] || retire_others
 }

@@ -281,7 +281,7 @@ def test_nothing_to_roll_back_to_is_said(host, provision):
     assert provision(host, REMOVE).changed == []
     assert provision(host, deploy_text()).ok
     run = provision(host, ROLLBACK)
-    assert run.failed == ["Roll back"]
+    assert not run.ok
     assert "lamp has no earlier spec on this host to go back to" in run.stderr
 
 
@@ -304,7 +304,9 @@ def test_supervisor_takes_over_from_systemd_and_back(host, served):
 
     assert served(manager="supervisor", lamp="two").ok
     assert ask(host)[0] == "two"
-    wait_for("one program", lambda: len(host.run("supervisorctl status").stdout.splitlines()) == 1, 10)
+    wait_for(
+        "one program", lambda: len(host.run("supervisorctl status", check=False).stdout.splitlines()) == 1, 10
+    )
     host.run(f"supervisorctl stop lamp-{colour(host)}")
     assert served(manager="supervisor", lamp="two").changed == ["Roll out"]
 
