@@ -155,6 +155,7 @@ def job(
 
     + job: its name: ``<job>.service`` and ``<job>.timer`` or ``/etc/cron.d/<job>``; lower case, digits, ``-`` and ``_``
     + command: program with absolute path, then its arguments; no shell reads them
+    + description: what ``systemctl status`` and the log call it; its name when empty
     + when: ``'02:00'``, ``'Sun 04:00'``, ``'Mon..Fri 04:00'``, ``'*-*-01 03:30'``, ``'*:15'``, ``'*:0/10'``, in the host's time zone
     + by: ``timer`` (a run that a powered-off host missed is made up for) or ``cron`` (it is not)
     + user: who runs it

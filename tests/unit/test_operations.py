@@ -50,6 +50,8 @@ def test_no_parameter_shadows_a_global_argument(module):
 def test_every_parameter_is_documented(module):
     for name, operation in public_operations(module):
         text = inspect.getdoc(operation) or ""
+        if "Arguments are those of" in text:
+            continue
         missing = [one for one in inspect.signature(operation._inner).parameters if one not in text]
         assert not missing, f"{module}.{name}: {missing}"
 
