@@ -33,17 +33,24 @@ setup:
 demo: setup
 	@$(ROOT) HOSTWRIGHT_LAB_SLOT=$(SLOT) $(PYTHON) -m tests.lab demo
 
-test: lint unit lab-test
+# Says how long each step took. `date` and not SECONDS: make's shell is sh.
+test:
+	@for step in lint unit lab-test; do \
+		started=$$(date +%s); status=0; \
+		$(MAKE) --no-print-directory "$$step" || status=$$?; \
+		echo "==> make $$step: $$(($$(date +%s) - started)) s, exit status $$status"; \
+		[ "$$status" = 0 ] || exit "$$status"; \
+	done
 
 unit: venv
-	$(PYTHON) -m pytest tests/unit
+	$(PYTHON) -m pytest -n 2 tests/unit
 
 lab-test: setup
 	@test -n "$(LAB_TESTS)" || { echo "no lab tests: tests/lab/test_$(SYSTEM)*.py" >&2; exit 1; }
 	$(PYTEST_LAB) -n 2 --dist loadfile -m 'not soak' $(LAB_TESTS)
 
 soak: setup
-	$(PYTHON) -m pytest tests/unit
+	$(PYTHON) -m pytest -n 2 tests/unit
 	$(PYTEST_LAB) -n 2 --dist loadfile $(LAB_TESTS)
 
 lint: venv
