@@ -8,6 +8,7 @@ restart, the next run sees no change and never restarts. Here the host is asked 
 from collections.abc import Generator, Sequence
 
 from pyinfra import host
+from pyinfra import state as run_state
 from pyinfra.api import OperationError, OperationValueError, StringCommand, operation
 
 from facts.fileset import FileSet, FileSetState
@@ -73,7 +74,8 @@ def unit(
     state = host.get_fact(FileSet, paths=list(inputs), unit=unit, stamp_key=stamp_key or None)
     current = state.unit
     exists = current.load not in ("not-found", "bad-setting", "error") or current.file == "masked"
-    if not exists and (running or enabled):
+    # A plan is made before anything runs: an earlier operation may well bring the unit.
+    if not exists and (running or enabled) and run_state.is_executing:
         raise OperationError(f"unit.unit: {unit}: systemd cannot load it (LoadState={current.load})")
 
     is_masked = current.load == "masked" or current.file.startswith("masked")

@@ -120,3 +120,16 @@ def test_bad_input_is_refused(lamp_host, provision, text, message):
     run = provision(lamp_host, HEAD + text + "\n")
     assert not run.ok
     assert message in run.stdout + run.stderr
+
+
+def test_plan_holds_a_unit_that_an_earlier_operation_brings(lamp_host, provision):
+    lamp_host.run(f"rm {UNIT}; systemctl daemon-reload")
+    deploy = f"""from operations import fileset, unit
+from operations.fileset import File
+fileset.files([File({UNIT!r}, {LIVES!r})], name="Upload lamp")
+unit.unit("lamp.service", name="Lamp")
+"""
+    plan = provision(lamp_host, deploy, dry=True)
+    assert (plan.ok, plan.changed) == (True, ["Upload lamp", "Lamp"])
+    assert provision(lamp_host, deploy).changed == ["Upload lamp", "Lamp"]
+    assert state(lamp_host) == ["active", "enabled"]
