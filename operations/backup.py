@@ -91,7 +91,7 @@ def source_config(
         "timeout_seconds": _TIMEOUT_SECONDS,
         "textfiles": TEXTFILES,
     }
-    return json.dumps(values, indent=1, sort_keys=True) + "\n"
+    return json.dumps(values, indent=1) + "\n"
 
 
 def repositories(policy: Backup) -> dict[str, str]:

@@ -40,10 +40,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 from urllib.parse import quote
 
-# How long another process may hold the repository before we give up (s), and how often we look again.
+# How long another process may hold the source or its repository before we give up (s), and how often we look again.
 LOCK_WAIT = 900
 LOCK_POLL = 5
 # What a process gets between "please stop" and "stop" (s).
@@ -1134,11 +1134,17 @@ class Backup:
         """Hold the lock of this source; it goes with the process, however that ends."""
         path = self.places.state / f"{self.source.name}.lock"
         with open(path, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            patience, told = Deadline(min(LOCK_WAIT, self.deadline.left())), False
+            while not _flocked(file):
                 file.seek(0)
-                raise Failure(f"busy: {file.read().strip() or 'another command'} works on it") from None
+                holder = file.read().strip() or "another command"
+                if patience.left() == 0:
+                    raise Failure(f"busy: {holder} works on it")
+                if not told:
+                    # after a boot both timers may make up for what they missed
+                    tell(f"waiting for: {holder}")
+                    told = True
+                time.sleep(min(1, patience.left()))
             file.seek(0)
             file.truncate()
             file.write(f"backup {command}, process {os.getpid()}, since {_now()}")
@@ -1203,6 +1209,14 @@ class Backup:
     def _judge(what: str, faults: Sequence[str]) -> None:
         if faults:
             raise Failure(f"{what}: {'; '.join(faults)}")
+
+
+def _flocked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _now() -> str:

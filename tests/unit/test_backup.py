@@ -465,7 +465,8 @@ def test_a_restore_that_was_cut_short_keeps_the_next_backup_from_running(shop) -
     shop.backup().run()
 
 
-def test_only_one_command_works_on_a_source(shop) -> None:
+def test_only_one_command_works_on_a_source(shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup, "LOCK_WAIT", 0)
     with (
         shop.backup().locked("run"),
         pytest.raises(Failure, match=r"busy: backup run, process \d+, since 2"),
