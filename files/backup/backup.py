@@ -954,7 +954,10 @@ class Backup:
     def _judge_size(self, content: Content) -> None:
         """Compare with the last verified copy, or with the newest as long as none is verified."""
         for repository in self.repositories.values():
-            snapshots = repository.snapshots()
+            try:
+                snapshots = repository.snapshots()
+            except Failure:
+                continue  # it fails again when the copy is stored, and is told then: the other one still gets its copy
             for snapshot in [*(each for each in snapshots[::-1] if each.verified), *snapshots[::-1]][:1]:
                 which = "the last verified copy" if snapshot.verified else "the last copy"
                 self._judge(

@@ -299,6 +299,8 @@ class Shelf:
         self.root.mkdir()
 
     def snapshots(self):
+        if self.broken:
+            raise Failure(self.broken)
         return list(self.taken)
 
     def backup(self, stage: Path, manifest) -> str:
