@@ -125,6 +125,18 @@ def test_sources_that_exclude_this_run_are_refused_before_any_change(host, provi
     assert host.run("cat /etc/ufw/user.rules").stdout == before
 
 
+def test_sources_are_checked_through_sudo_too(host, provision):
+    """sudo drops SSH_CONNECTION, which tells where the run comes from."""
+    host.run("useradd -m ann; mkdir -p ~ann/.ssh; cp ~/.ssh/authorized_keys ~ann/.ssh/; chown -R ann: ~ann/.ssh")
+    host.run("echo 'ann ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/ann")
+    as_ann = {"ssh_user": "ann", "_sudo": True}
+    run = provision(host, firewall("Port(port=22, sources=('192.0.2.0/24',), why='ssh')"), data=as_ann)
+    assert "the declared sources of port 22 do not cover 10.78." in run.stderr
+    ours = "Port(port=22, sources=('10.78.0.0/16', 'fd78::/16'), why='ssh')"
+    assert provision(host, firewall(ours, METRICS), data=as_ann).changed == ["Firewall"]
+    assert provision(host, firewall(SSH, METRICS), data=as_ann).changed == ["Firewall"]
+
+
 def test_rules_survive_a_reboot(host, stranger, provision):
     host.reboot()
     seen = scan(stranger, host)
