@@ -81,25 +81,28 @@ fetch_archive() {
 	fi
 }
 
-# Python from PyPI's uv: a build that does not depend on what the distribution has. uv itself is pinned.
+# The interpreter is the distribution's, or one that uv finds or downloads: a build that does not depend on what the
+# distribution has. uv is pinned, and nothing but a finder of interpreters: environments and packages are pip's either way,
+# so that the host's pip configuration (mirrors, certificates) counts in both.
 make_venv() {
+	interpreter=python3
 	case $python in
-	distribution) python3 -m venv "$new/venv" || die "python3 -m venv failed (is python3-venv installed?)" ;;
 	uv:*)
 		uv="$root/uv-$uv_version/bin/uv"
-		export UV_PYTHON_INSTALL_DIR="$root/python" UV_NO_PROGRESS=1
+		export UV_PYTHON_INSTALL_DIR="$root/python" UV_NO_PROGRESS=1 UV_SYSTEM_CERTS=1
 		if [ ! -e "$root/uv-$uv_version/.complete" ]; then
 			rm -rf "$root/uv-$uv_version"
 			python3 -m venv "$root/uv-$uv_version" || die "python3 -m venv failed (is python3-venv installed?)"
 			"$root/uv-$uv_version/bin/pip" install --quiet "uv==$uv_version" || die "cannot install uv $uv_version"
 			: >"$root/uv-$uv_version/.complete"
 		fi
-		"$uv" python find "${python#uv:}" >/dev/null 2>&1 || "$uv" python install --quiet "${python#uv:}" ||
-			die "uv $uv_version cannot install Python ${python#uv:}"
-		# --seed: pip is then there whatever made the environment, and one way of installing serves both.
-		"$uv" venv --quiet --seed --python "${python#uv:}" "$new/venv" || die "uv venv failed"
+		interpreter=$("$uv" python find "${python#uv:}" 2>/dev/null) || {
+			"$uv" python install --quiet "${python#uv:}" || die "uv $uv_version cannot install Python ${python#uv:}"
+			interpreter=$("$uv" python find "${python#uv:}") || die "uv $uv_version cannot find Python ${python#uv:}"
+		}
 		;;
 	esac
+	"$interpreter" -m venv "$new/venv" || die "$interpreter -m venv failed (is python3-venv installed?)"
 }
 
 install_requirements() {

@@ -305,6 +305,18 @@ prune_specs() {
 	tail -n 20 "$store/history" >"$store/history.new" && mv "$store/history.new" "$store/history"
 }
 
+# Just installed or just restarted, it is not there yet.
+await_supervisor() {
+	_end=$(($(now) + 10))
+	until _said=$(supervisorctl pid 2>&1); do
+		if [ "$(now)" -ge "$_end" ]; then
+			say "supervisor does not answer: $_said"
+			exit 1
+		fi
+		sleep 0.2
+	done
+}
+
 serves_spec() { # colour
 	[ "$(state "$1" "$manager")" = running ] && [ "$(started_with "$1")" = "$(would_be "$spec" "$1")" ] &&
 		healthy "$1" "$health_path" >/dev/null
@@ -326,6 +338,7 @@ main() {
 		say "release $(about "$spec" release) is not there"
 		exit 1
 	}
+	[ "$manager" = systemd ] || await_supervisor
 	# Decided before the lock was free, on a state that another run may have changed since.
 	current=$(active)
 	if [ -z "$current" ]; then
