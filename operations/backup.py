@@ -102,13 +102,14 @@ def repositories(policy: Backup) -> dict[str, str]:
     return found
 
 
-def job_sandbox(path: str, policy: Backup) -> Sandbox:
+def job_sandbox(kind: str, path: str, policy: Backup) -> Sandbox:
     """Return what a scheduled run may do."""
     urls = repositories(policy).values()
+    # Beside a database in WAL mode SQLite must be able to make -shm, even to read.
+    beside = [str(Path(path).parent)] if kind == "sqlite" else []
     remote = any(not url.startswith("/") for url in urls)
     return Sandbox(
-        # Beside a database in WAL mode SQLite must be able to make -shm, even to read.
-        writable=(str(Path(path).parent), STATE, TEXTFILES, *(url for url in urls if url.startswith("/"))),
+        writable=(*beside, STATE, TEXTFILES, *(url for url in urls if url.startswith("/"))),
         network=remote,
         # sftp repositories are reached with root's ssh key
         home=remote or path.startswith(("/home/", "/root/")),
@@ -222,7 +223,7 @@ def source(
     if found is None or found.opened_with != found.digest:
         yield _Told(_program("init", source))
 
-    sandbox = job_sandbox(path, policy)
+    sandbox = job_sandbox(kind, path, policy)
     for name, command, when, words in (
         (job, "run", policy.at, "backup of"),
         (drill, "drill", policy.drill_at, "restore drill of"),

@@ -297,6 +297,7 @@ def test_a_wrong_password_fails_clearly_and_touches_nothing(shop, converge):
     backup(shop, "run", "shop")
 
 
+@pytest.mark.soak
 def test_a_repository_that_is_gone_is_not_made_anew(shop, converge):
     backup(shop, "run", "shop")
     shop.run(f"mv {REPOSITORY} /var/backups/unmounted")
@@ -309,6 +310,7 @@ def test_a_repository_that_is_gone_is_not_made_anew(shop, converge):
     assert converge(shop, backup_keep_daily=9).ok
 
 
+@pytest.mark.soak
 def test_a_run_that_was_killed_leaves_nothing_in_the_way_of_the_next(shop):
     backup(shop, "run", "shop")
     # a copy large enough to be caught in the middle of it
@@ -332,6 +334,7 @@ def test_a_run_that_was_killed_leaves_nothing_in_the_way_of_the_next(shop):
     shop.run("systemctl reset-failed")
 
 
+@pytest.mark.soak
 def test_run_and_drill_that_start_together_work_one_after_the_other(shop):
     """As after a boot, when both timers make up for what they missed."""
     backup(shop, "run", "shop")
@@ -345,6 +348,7 @@ def test_run_and_drill_that_start_together_work_one_after_the_other(shop):
     assert state(shop)["failure"] == state(shop)["drill_failure"] == ""
 
 
+@pytest.mark.soak
 def test_a_full_disk_fails_cleanly_and_keeps_the_old_copies(host, shop, converge):
     """The repository's disk and the disk of the copies, each in turn, on small file systems of their own."""
     sql(
@@ -505,6 +509,7 @@ def test_a_restore_that_was_killed_is_finished_by_the_next_one(shop):
     backup(shop, "run", "shop")
 
 
+@pytest.mark.soak
 def test_a_directory_is_backed_up_and_restored(declared, converge):
     text = (
         "from operations import backup\nfrom deploys import current\n"

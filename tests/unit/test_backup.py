@@ -213,6 +213,18 @@ def test_sqlite_inspect_refuses_a_damaged_copy(tmp_path: Path, damage, said: str
         _kind(_source(tmp_path / "shop.db")).inspect(tmp_path)
 
 
+def test_sqlite_inspect_finds_damage_that_no_query_meets(tmp_path: Path) -> None:
+    database = _database(tmp_path / "data", customers=500)
+    database.execute("CREATE INDEX by_name ON customers(name)")
+    database.execute("PRAGMA writable_schema = ON")
+    database.execute("DELETE FROM sqlite_master WHERE name = 'by_name'")  # its pages now belong to nothing
+    database.commit()
+    database.close()
+    assert _rows(tmp_path / "data") == 500
+    with pytest.raises(Failure, match=r"integrity_check: .*never used"):
+        _kind(_source(tmp_path / "shop.db")).inspect(tmp_path)
+
+
 def test_an_empty_file_is_a_database_without_content(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"")
     content = _kind(_source(tmp_path / "shop.db")).inspect(tmp_path)
@@ -709,8 +721,8 @@ def test_what_the_operation_writes_is_what_the_program_reads(
 
 
 def test_a_job_reaches_the_network_and_the_key_only_for_a_remote_repository() -> None:
-    assert operation.job_sandbox("/srv/shop.db", POLICY).network
-    local = operation.job_sandbox("/srv/shop.db", POLICY.model_copy(update={"offsite_repository": ""}))
+    assert operation.job_sandbox("sqlite", "/srv/shop.db", POLICY).network
+    local = operation.job_sandbox("sqlite", "/srv/shop.db", POLICY.model_copy(update={"offsite_repository": ""}))
     assert not local.network
     assert not local.home
     assert {"/srv", "/var/backups/hostwright"} <= set(local.writable)
