@@ -153,9 +153,11 @@ def remove(slot: int) -> list[str]:
     if _link_exists(bridge(slot)):
         run("ip", "link", "del", bridge(slot))
         removed.append(f"bridge {bridge(slot)}")
-    if f"table ip hwlab{slot}" in run("nft", "list", "tables").splitlines():
-        run("nft", "delete", "table", "ip", f"hwlab{slot}")
-        removed.append(f"firewall table hwlab{slot}")
+    # The second is scan.py's, there only while a scan runs, or after one that was killed.
+    for table in (f"ip hwlab{slot}", f"inet hwscan{slot}"):
+        if f"table {table}" in run("nft", "list", "tables").splitlines():
+            run("nft", "delete", "table", *table.split())
+            removed.append(f"firewall table {table.split()[1]}")
     return removed
 
 

@@ -265,7 +265,7 @@ def _traces() -> set[str]:
     found |= {path.name for path in Path("/run/netns").glob(f"hw{slot}-*")}
     found |= {path.name for path in Path("/sys/class/net").iterdir() if path.name.startswith((f"hw{slot}-", f"hwlab{slot}"))}
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
-    found |= {line for line in tables.splitlines() if line.endswith(f"hwlab{slot}")}
+    found |= {line for line in tables.splitlines() if line.endswith((f"hwlab{slot}", f"hwscan{slot}"))}
     found |= {str(path) for path in Path("/sys/fs/cgroup").glob(f"**/hostwright-lab/{slot}-*")}
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -306,6 +306,7 @@ def test_down_removes_what_a_killed_run_left() -> None:
     assert run.stdout.readline() == "up\n"
     run.send_signal(signal.SIGKILL)
     run.wait()
+    subprocess.run(["nft", "add", "table", "inet", f"hwscan{_SPARE_SLOT}"], check=True)  # a scan that was killed too
     assert _traces()
     assert "host half" in _lab("down", "--slot", _SPARE_SLOT)
     assert _traces() == set()
