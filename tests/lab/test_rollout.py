@@ -35,6 +35,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def address_string(self): return "socket"
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = False
+    def handle_error(self, *words): pass
 if os.path.exists(sys.argv[1]):
     os.unlink(sys.argv[1])
 server = Server(sys.argv[1], Handler)
