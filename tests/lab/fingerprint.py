@@ -48,7 +48,7 @@ ss -Hltun | awk '{ print "listener " $1, $5 }'
 # Active for a moment, by a timer or a login; whether it is just then is chance.
 _TRANSIENT = re.compile(
     r"unit (user@|user-runtime-dir@|session-|apt-daily|e2scrub|dpkg-db-backup|man-db|certbot\.service|logrotate\.service"
-    r"|systemd-tmpfiles-clean|hostwright-backup-\S+\.service|sysstat|prometheus-node-exporter-\S+\.service)"
+    r"|systemd-tmpfiles-clean|systemd-timedated|systemd-hostnamed|hostwright-backup-\S+\.service|sysstat|prometheus-node-exporter-\S+\.service)"
 )
 
 _LEFTOVERS = r"""
