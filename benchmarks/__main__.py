@@ -46,10 +46,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="1 host, 3 rounds, 1 first converge")
     parser.add_argument("--output", type=Path, help="the result; by default a new file in benchmarks/results")
     parser.add_argument("--no-plot", action="store_true", help=f"leave {PLOT.name} as it is")
-    given = parser.parse_args()
+    given, _ = parser.parse_known_args()
     if given.quick:
-        given.hosts, given.rounds, given.first_rounds = [1], 3, 1
-    return given
+        parser.set_defaults(hosts=[1], rounds=3, first_rounds=1)
+    return parser.parse_args()
 
 
 def _compare(console: Console, given: argparse.Namespace) -> None:

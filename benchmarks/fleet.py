@@ -46,12 +46,16 @@ class Fleet:
     def __init__(self, slot: int, count: int, layer: str) -> None:
         self._links: dict[tuple[str, int], DelayedLink] = {}
         self._lab = Lab(slot)
-        self.hosts: list[LabHost] = self._lab.boot_all(
-            *((f"bench{number}", "bookworm", layer) for number in range(1, count + 1))
-        )
         self._served = STATE / f"repository-{slot}"
         self._server = Process(slot_directory(slot) / "processes" / "bench-repository.pid")
-        self.repository_url = self._serve_repository(slot)
+        try:
+            self.hosts: list[LabHost] = self._lab.boot_all(
+                *((f"bench{number}", "bookworm", layer) for number in range(1, count + 1))
+            )
+            self.repository_url = self._serve_repository(slot)
+        except BaseException:
+            self.close()
+            raise
 
     def _serve_repository(self, slot: int) -> str:
         """Serve the lab's application by git's plain-file HTTP transport, from the outer machine."""
