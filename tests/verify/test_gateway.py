@@ -43,7 +43,11 @@ def _supervision(settings: Host) -> str:
         return (
             f'{_ACTIVE} supervisorctl status "$unit" | awk \'{{ print tolower($2) }}\'; systemctl is-enabled supervisor'
         )
-    return f'{_ACTIVE} systemctl is-active "$unit.service"; systemctl is-enabled "$unit.service"'
+    # "enabled" alone may be about the alias: what starts it at boot is a link in a target's .wants.
+    return (
+        f'{_ACTIVE} systemctl is-active "$unit.service"; '
+        'systemctl is-enabled --full "$unit.service" | grep -q "\\.target\\.wants/" && echo enabled || echo disabled'
+    )
 
 
 def _environment(settings: Host) -> str:
