@@ -30,7 +30,9 @@ def set_up_logging() -> None:
         Path("logs").mkdir(exist_ok=True)
         # WatchedFileHandler: opens the file anew when logrotate has moved it away.
         handlers.append(logging.handlers.WatchedFileHandler("logs/gateway.log"))
-    logging.basicConfig(level=config.log_level, handlers=handlers, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        level=config.log_level, handlers=handlers, format="%(asctime)s %(levelname)s %(message)s"
+    )
 
 
 @asynccontextmanager

@@ -10,7 +10,9 @@ async def open_database() -> aiosqlite.Connection:
     database = await aiosqlite.connect(config.database)
     await database.execute("PRAGMA busy_timeout = 5000")
     await database.execute(f"PRAGMA journal_mode = {'WAL' if config.wal_mode else 'DELETE'}")
-    await database.execute("CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, prompt TEXT NOT NULL)")
+    await database.execute(
+        "CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, prompt TEXT NOT NULL)"
+    )
     await database.commit()
     return database
 
