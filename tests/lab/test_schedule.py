@@ -3,7 +3,7 @@
 import pytest
 
 JOB = "/etc/systemd/system/hw-demo"
-COMMAND = ["/bin/sh", "-c", 'echo "100% $HOME ; é" > /var/lib/hw-demo/out']
+COMMAND = ["/bin/sh", "-c", 'word=whole; echo "100% $word ; é" > /var/lib/hw-demo/out']
 
 
 def deploy(**arguments: object) -> str:
@@ -61,7 +61,7 @@ def test_set_noop_update_unset(host, provision):
 
 def test_the_command_runs_literally_in_its_sandbox(job):
     job.run("systemctl start hw-demo.service")
-    assert job.read("/var/lib/hw-demo/out") == "100% /root ; é\n"
+    assert job.read("/var/lib/hw-demo/out") == "100% whole ; é\n"
     exposure = job.run("systemd-analyze security --no-pager hw-demo.service").stdout.splitlines()[-1]
     assert float(exposure.split(": ")[1].split()[0]) <= 1.5, exposure
 
