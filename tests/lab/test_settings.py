@@ -1,5 +1,7 @@
 """A secret on its way from the environment of pyinfra into a file of the host shows up nowhere else."""
 
+import subprocess
+
 import pytest
 
 from settings.env import render
@@ -76,3 +78,30 @@ def test_search_finds_a_leak(fresh_host):
     """The control for the test above."""
     fresh_host.run("echo canary-1 > /var/tmp/leak; echo canary-2 | systemd-cat; journalctl --sync")
     assert {"/var/tmp/leak", "journal"} <= set(places(fresh_host))
+
+
+@pytest.mark.parametrize("file", ["prod.yaml.age", "prod.env.age"])
+def test_secret_comes_out_of_a_file_that_age_encrypted(host, provision, tmp_path, file):
+    """The real age on the control side: decrypted in memory, refused in words with another identity."""
+    identity = tmp_path / "age.txt"
+    subprocess.run(["age-keygen", "-o", identity], check=True, capture_output=True)
+    recipient = subprocess.run(["age-keygen", "-y", identity], check=True, capture_output=True, text=True)
+    text = f"admin: {CANARY}\n" if "yaml" in file else f"admin={CANARY}\n"
+    secrets = tmp_path / file
+    subprocess.run(
+        ["age", "--recipient", recipient.stdout.strip(), "--output", secrets], input=text, text=True, check=True
+    )
+    assert CANARY not in secrets.read_bytes().decode(errors="replace")
+    data = {**DATA, "gateway_admin_api_key": f"age:{secrets}#admin"}
+    known = {**ENV, "HOSTWRIGHT_AGE_IDENTITY": str(identity)}
+    run = provision(host, DEPLOY, data=data, groups={"gateway": [host]}, env=known, extra=LOUD)
+    assert run.ok, run
+    assert f'ADMIN_API_KEY="{CANARY}"' in host.read("/etc/hw-canary/env")
+    assert "canary-" not in run.stdout + run.stderr
+
+    other = tmp_path / "other.txt"
+    subprocess.run(["age-keygen", "-o", other], check=True, capture_output=True)
+    known["HOSTWRIGHT_AGE_IDENTITY"] = str(other)
+    run = provision(host, DEPLOY, data=data, groups={"gateway": [host]}, env=known)
+    assert not run.ok
+    assert f"gateway_admin_api_key: age cannot decrypt {secrets}" in run.stderr
