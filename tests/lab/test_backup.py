@@ -335,17 +335,23 @@ def test_a_run_that_was_killed_leaves_nothing_in_the_way_of_the_next(shop):
 
 
 @pytest.mark.soak
-def test_run_and_drill_that_start_together_work_one_after_the_other(shop):
+def test_a_job_waits_for_another_that_works_on_the_source(shop):
     """As after a boot, when both timers make up for what they missed."""
-    backup(shop, "run", "shop")
+    lock, unit = "/var/lib/hostwright/backup/shop.lock", "hostwright-backup-shop.service"
     shop.run(
-        "systemctl start hostwright-backup-shop.service hostwright-backup-shop-drill.service", timeout=120
+        f"systemd-run --quiet --unit=hw-busy flock {lock} sleep 600; while flock -n {lock} true; do sleep 0.05; done"
     )
-    assert (
-        "waiting for: backup "
-        in shop.run("journalctl -u 'hostwright-backup-shop*' -o cat --no-pager -n 20").stdout
-    )
-    assert state(shop)["failure"] == state(shop)["drill_failure"] == ""
+    try:
+        shop.run(f"systemctl start --no-block {unit}")
+        shop.run(
+            f"until journalctl --sync; journalctl -u {unit} -o cat | grep 'waiting for: '; do sleep 0.1; done"
+        )
+        assert shop.run(f"systemctl is-active {unit}", check=False).stdout.strip() == "activating"
+    finally:
+        shop.run("systemctl stop hw-busy")
+    shop.run(f"systemctl start {unit}")  # joins the start that is under way
+    assert state(shop)["failure"] == ""
+    assert copies(shop)
 
 
 @pytest.mark.soak
