@@ -44,10 +44,10 @@ def _clean(_: argparse.Namespace) -> None:
     _say("\n".join(f"removed {what}" for what in clean()) or "nothing to do")
 
 
-def _demo(_: argparse.Namespace) -> None:
+def _demo(arguments: argparse.Namespace) -> None:
     from tests.lab import demo  # needs rich, which removing a lab must not
 
-    sys.exit(demo.run())
+    sys.exit(demo.run(arguments.picture))
 
 
 def _reset(arguments: argparse.Namespace) -> None:
@@ -81,7 +81,9 @@ def main() -> None:
     gone.add_argument("--slot", type=int, choices=SLOTS, help="only this slot (default: all)")
     gone.set_defaults(do=_down)
     commands.add_parser("clean", help="down, and remove images and caches too").set_defaults(do=_clean)
-    commands.add_parser("demo", help="up, provision, check, and show it").set_defaults(do=_demo)
+    demo = commands.add_parser("demo", help="up, provision, check, and show it")
+    demo.add_argument("--picture", help="also write what is shown to this file, as SVG")
+    demo.set_defaults(do=_demo)
     reset = commands.add_parser("reset", help="make one host pristine again")
     reset.add_argument("name")
     reset.set_defaults(do=_reset)

@@ -29,8 +29,11 @@ _SECRETS = ("GATEWAY_ADMIN_API_KEY", "BACKUP_PASSWORD")
 _console = Console(highlight=False, soft_wrap=True, width=max(120, shutil.get_terminal_size().columns))
 
 
-def run() -> int:
-    """Run the demo; return the exit status: 0 when everything was provisioned and all checks passed."""
+def run(picture: str | None = None) -> int:
+    """Run the demo; return the exit status: 0 when everything was provisioned and all checks passed.
+
+    + picture: path of an SVG file for what is shown, without what the commands themselves print
+    """
     started = time.monotonic()
     lab, new = topology.boot()
     _console.print(f"==> {len(lab.hosts)} hosts: {len(new)} booted, {len(lab.hosts) - len(new)} were there")
@@ -47,6 +50,8 @@ def run() -> int:
     verified = _step([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/verify",
                       "--inventory", inventory, f"--junit-xml={report}"], environment)  # fmt: skip
     _show(lab, _checks(report), file)
+    if picture:
+        _console.save_svg(picture, title="make demo")
     return provisioned or verified
 
 
