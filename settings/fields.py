@@ -83,12 +83,20 @@ def _network(value: str) -> str:
         raise broken("must be an IP network without host bits", f"write {wider!r}") from None
 
 
-_DAY = r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_DAY = rf"(?:{'|'.join(_DAYS)})"
 _CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9])?"
 _CALENDAR = (
     rf"(?:(?:{_DAY}(?:(?:,|\.\.){_DAY})*) )?"
     rf"(?:\*-(?:\*|0[1-9]|1[0-2])-(?:\*|0[1-9]|[12][0-9]|3[01]) )?{_CLOCK}"
 )
+
+def _no_range_past_sunday(value: str) -> str:
+    for first, last in re.findall(rf"({_DAY})\.\.({_DAY})", value):
+        if _DAYS.index(first) >= _DAYS.index(last):  # what systemd refuses
+            raise broken("must not have a range of days that goes past Sunday", "write 'Sat,Sun,Mon 04:30'")
+    return value
+
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], AfterValidator(_distinct), BeforeValidator(_sequence)]
@@ -108,6 +116,7 @@ Calendar = Annotated[
     matching(
         _CALENDAR, "must be a time of systemd's OnCalendar such as '02:00', 'Sun 04:00' or '*-*-01 03:30'"
     ),
+    AfterValidator(_no_range_past_sunday),
 ]
 """The subset of systemd.time(7) that is documented here; in the host's time zone."""
 ClockTime = Annotated[

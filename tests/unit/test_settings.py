@@ -259,6 +259,11 @@ BAD = {
         "backup_drill_at: must be a time of systemd's OnCalendar such as '02:00', 'Sun 04:00' or '*-*-01 03:30' "
         "on host web1, got '0 4 * * 0'",
     ),
+    "range of days past Sunday": (
+        {"backup_drill_at": "Sat..Mon 04:30"},
+        "backup_drill_at: must not have a range of days that goes past Sunday on host web1, got 'Sat..Mon 04:30', "
+        "write 'Sat,Sun,Mon 04:30'",
+    ),
     "relative backup repository": (
         {"backup_repository": "backups"},
         "backup_repository: must be an absolute path or a restic repository such as "
