@@ -16,10 +16,9 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import Host, OperationValueError, State, StringCommand, operation
 from pyinfra.connectors.util import CommandOutput
-from pyinfra.operations import apt
 
 from facts.backup import CONFIG, STATE, BackupSources
-from operations import fileset, schedule, script
+from operations import dpkg, fileset, schedule, script
 from operations.fileset import Absent, Directory, File
 from operations.schedule import Sandbox
 from settings import Backup
@@ -185,7 +184,7 @@ def source(
     if faults or policy is None:
         raise OperationValueError("backup.source: " + "; ".join(f"{source}: {fault}" for fault in faults))
 
-    yield from apt.packages._inner(packages=["restic", "python3"])
+    yield from dpkg.packages._inner(packages=["restic", "python3"])
     yield from fileset.files._inner(
         entries=[
             Directory("/etc/hostwright", mode="0755"),

@@ -19,7 +19,19 @@ update() {
     rm -f "$log"
 }
 
+finish_interrupted() { # apt refuses to go on from what a power cut left half installed
+    tries=0
+    # dpkg has no option to wait for its lock, which the apt of a run that was killed may hold for a while.
+    until log=$(dpkg --configure -a 2>&1); do
+        tries=$((tries + 1))
+        case $log in *lock*) [ $tries -ge 60 ] || { sleep 2 && continue; } ;; esac
+        printf '%s\n' "$log" >&2
+        return 1
+    done
+}
+
 install_packages() {
+    finish_interrupted || return 1
     apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=120 \
         -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold $packages
 }

@@ -5,7 +5,5 @@ set -eu
 main() {
 	trap 'systemctl --quiet unmask --runtime nginx.service' EXIT
 	systemctl --quiet mask --runtime nginx.service
-	# What a power cut left half installed.
-	dpkg --configure -a
 	install_packages || { update && install_packages; }
 }

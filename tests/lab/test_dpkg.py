@@ -49,3 +49,12 @@ def test_other_apt_is_waited_for(host, provision):
 
 def test_nothing_wanted_is_nothing_done(host, provision):
     assert provision(host, packages()).changed == []
+
+
+def test_interrupted_dpkg_is_finished_first(host, provision):
+    # What dpkg writes while it works, and merges when it is called again; with such a file apt refuses to do anything.
+    host.run("dpkg --remove tree; dpkg-query --status lsof >/var/lib/dpkg/updates/0000")
+    assert host.run("apt-get -qq -y install tree", check=False).returncode != 0
+    run = provision(host, packages("tree"))
+    assert run.changed == ["Packages"], str(run)
+    assert status(host, "tree") == "installed"
