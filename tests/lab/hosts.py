@@ -154,18 +154,30 @@ class LabHost:
             raise LabError(f"{self.name}: no saved state {to!r}")
         self._discard()
         if to:
-            run("cp", "-a", "--reflink=auto", saved / "up", saved / "docker", self.directory)
+            shutil.copy(saved / "layers", self.directory / "layers")
+            run("cp", "-a", saved / "docker", self.directory)
             self._mount_root()
         else:
+            (self.directory / "layers").unlink(missing_ok=True)
             self._make_root()
         self.boot()
 
     def save(self, name: str) -> None:
-        """Keep all that the host has written, under a name, for :meth:`reset`. It is switched off meanwhile."""
+        """Keep all that the host has written, under a name, for :meth:`reset`. It is switched off meanwhile.
+
+        What was written becomes a layer below, as it is: a copy would give every file a new change time.
+        """
         self.power_off()
+        run("umount", self._root)
         saved = self.directory / "saved" / name
         saved.mkdir(parents=True)
-        run("cp", "-a", "--reflink=auto", self.directory / "up", self.directory / "docker", saved)
+        run("mv", self.directory / "up", saved / "up")
+        run("cp", "-a", self.directory / "docker", saved)
+        layers = "".join(f"{layer}\n" for layer in (saved / "up", *self._layers))
+        (saved / "layers").write_text(layers)
+        (self.directory / "layers").write_text(layers)
+        shutil.rmtree(self.directory / "work")
+        self._mount_root()
         self.boot()
 
     def destroy(self) -> None:
@@ -307,9 +319,16 @@ class LabHost:
             run("umount", self._root)
         run("rm", "-rf", "--one-file-system", *(self.directory / part for part in ("up", "work", "docker")))
 
+    @property
+    def _layers(self) -> tuple[Path, ...]:
+        """What lies below what the host writes now: its image, or a saved state."""
+        file = self.directory / "layers"
+        if file.exists():
+            return tuple(map(Path, file.read_text().split()))
+        return image.get(self.plan.release, self.plan.layer).layers
+
     def _mount_root(self) -> None:
-        layers = image.get(self.plan.release, self.plan.layer).layers
-        image.mount(layers, self.directory / "up", self.directory / "work", self._root)
+        image.mount(self._layers, self.directory / "up", self.directory / "work", self._root)
 
     def _make_root(self) -> None:
         """Mount a fresh overlay and give it what makes it this host and no other."""

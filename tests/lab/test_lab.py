@@ -56,6 +56,27 @@ def test_fresh_host_answers_within_ten_seconds_and_resets_within_five(lab: Lab) 
     lab.destroy(host)
 
 
+def test_host_goes_back_to_a_saved_state_and_from_there_to_pristine(lab: Lab) -> None:
+    host = lab.host("t-saved")
+    host.run("echo one >/etc/new; rm /etc/issue; rm -r /etc/cron.daily")
+    times = host.run("stat -c '%y %z' /etc/new").stdout
+    host.save("one")
+    host.run("echo two >/etc/new; echo back >/etc/issue")
+    host.save("two")
+    host.run("rm /etc/new")
+
+    host.reset("one")
+    assert (host.read("/etc/new"), host.exists("/etc/issue"), host.exists("/etc/cron.daily")) == ("one\n", False, False)
+    assert host.run("stat -c '%y %z' /etc/new").stdout == times
+    host.reset("two")
+    assert (host.read("/etc/new"), host.read("/etc/issue"), host.exists("/etc/cron.daily")) == ("two\n", "back\n", False)
+    host.reset()
+    assert (host.exists("/etc/new"), host.exists("/etc/issue"), host.exists("/etc/cron.daily")) == (False, True, True)
+    with pytest.raises(LabError, match="no saved state 'three'"):
+        host.reset("three")
+    lab.destroy(host)
+
+
 def test_several_hosts_boot_at_once(lab: Lab) -> None:
     started = time.monotonic()
     hosts = lab.boot_all(*((f"t-many-{number}", "bookworm", "bare") for number in range(4)))
