@@ -38,9 +38,12 @@ def _timed(command: Sequence[str | Path], env: Mapping[str, str], what: str) -> 
 
     Raise LabError, with the end of what it printed, when it fails.
     """
+    # make forbids Python to write its bytecode into the tree; an operator's shell does not, and keeps it.
+    whole = {**os.environ, "NO_COLOR": "1", "PYTHONPYCACHEPREFIX": str(STATE / "bytecode"), **env}
+    whole.pop("PYTHONDONTWRITEBYTECODE", None)
     before = time.monotonic()
     done = subprocess.run(
-        [str(word) for word in command], cwd=REPOSITORY, env={**os.environ, "NO_COLOR": "1", **env}, text=True,
+        [str(word) for word in command], cwd=REPOSITORY, env=whole, text=True,
         capture_output=True, stdin=subprocess.DEVNULL, timeout=_TIMEOUT,
     )  # fmt: skip
     seconds = time.monotonic() - before
