@@ -27,7 +27,7 @@ def save(path: Path, about: Mapping[str, Any], samples: Iterable[Sample]) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     # One sample a line: small, and readable as a difference.
     lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
-    head = json.dumps(about, indent=2).rstrip("}\n")
+    head = json.dumps(about, indent=2).removesuffix("\n}")
     path.write_text(f'{head},\n  "samples": [\n{lines}\n  ]\n}}\n')
 
 
