@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
 import re
 import shutil
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,13 @@ class Bench:
         self._hostwright = Hostwright(_deploy(), settings(hosts.repository_url), _SECRETS)
         self._ansible: Ansible | None = None
         self._floor: Floor | None = None
-        self._about: dict[str, Any] = {"machine": _machine(), "seed": seed}
+        self._about: dict[str, Any] = {
+            "date": datetime.date.today().isoformat(),
+            "machine": _machine(),
+            "pyinfra": version("pyinfra"),
+            "layer": hosts.hosts[0].plan.layer,
+            "seed": seed,
+        }
 
     # --- before the clock runs --------------------------------------------------------------------------------
 
@@ -106,6 +114,7 @@ class Bench:
             return
         _export(host, written)
         self._ansible = Ansible(self._variables())
+        self._about["ansible"] = self._ansible.version
         self._must_change_nothing(self._ansible, targets)  # on what Hostwright made
         self._hosts.reset(1)
         self._say(self._ansible.run(targets), "ansible, first")

@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pyinfra_cli.main import cli  # the first import: it makes the process cooperative
+from pyinfra_cli.main import cli  # type: ignore[import-untyped]  # the first: it makes the process cooperative
 
 # isort: split
 
 import paramiko
-from gevent.local import local
+from gevent.local import local  # type: ignore[import-untyped]
 from pyinfra.api import facts
 from pyinfra.api.state import State
 from pyinfra.connectors.ssh import SSHConnector
@@ -83,7 +83,7 @@ def _name_commands() -> None:
         finally:
             _doing.fact = outer
 
-    SSHConnector.run_shell_command = run  # type: ignore[method-assign]
+    SSHConnector.run_shell_command = run  # type: ignore[assignment, method-assign]
     for module in list(sys.modules.values()):  # others hold it by name
         if getattr(module, "get_fact", None) is original_fact:
             module.get_fact = fact  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ def _note_stages() -> None:
         _stages[stage.name.lower()] = _now()
         original(state, stage)
 
-    State.set_stage = noted  # type: ignore[method-assign]
+    State.set_stage = noted  # type: ignore[assignment, method-assign]
 
 
 def main() -> None:
