@@ -90,6 +90,31 @@ def test_set_noop_update(host, build, served):
     assert len(releases(host)) == 2
 
 
+def test_release_with_the_same_locked_packages_needs_no_index(host, build, served):
+    _, url, _ = served
+    locked = "requirements.txt"
+    assert build(git(url, "v1.0.0"), requirements=locked).ok
+    pip_conf = host.run("cat /etc/pip.conf 2>/dev/null", check=False).stdout
+    nowhere = "http://127.0.0.1:9/simple"
+    host.write("/etc/pip.conf", f"[global]\nindex-url = {nowhere}\nretries = 0\nno-cache-dir = true\n")
+    try:
+        assert build(git(url, "v1.2.1-unhealthy"), requirements=locked).changed == ["Build"]
+        at = host.run(f"ls -d {RELEASES}/v1.2.1-*").stdout.strip()
+        assert host.run(
+            f"cd {at}/src && {at}/venv/bin/python -c 'import uvicorn; print(uvicorn.__file__)'"
+        ).stdout.startswith(f"{at}/venv/")
+        assert host.run(f"{at}/venv/bin/uvicorn --version").stdout.startswith("Running uvicorn")
+        assert host.run(f"grep -rlI v1.0.0- {at}/venv/bin {at}/venv/pyvenv.cfg", check=False).stdout == ""
+        # an environment that was changed by hand is no model for another
+        host.run(
+            f"rm -rf {RELEASES}/v1.2.1-*; cd {RELEASES}/v1.0.0-*/venv/lib/python3*/site-packages && touch x.py"
+        )
+        assert build(git(url, "v1.2.1-unhealthy"), requirements=locked).failed == ["Build"]
+    finally:
+        host.write("/etc/pip.conf", pip_conf)
+        host.run(f"rm -rf {RELEASES}/v1.*")
+
+
 def test_commit_is_a_version(host, build, served):
     _, url, repository = served
     commit = repository.commits["v1.0.0"]
