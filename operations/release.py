@@ -17,7 +17,7 @@ from pyinfra.api import OperationValueError, StringCommand, operation
 from facts.release import Releases
 from operations import script
 
-# Pinned like everything else that runs as root; https://pypi.org/project/uv/
+# Pinned like everything else that runs as root.
 UV_VERSION = "0.13.9"
 
 _URL = re.compile(r"(https?|ssh|git|file)://[^\s'\"\\]+|[\w.-]+@[\w.-]+:[^\s'\"\\:]+|/[^\s'\"\\]+")
