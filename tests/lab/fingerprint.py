@@ -52,13 +52,13 @@ _TRANSIENT = re.compile(
 )
 
 _LEFTOVERS = r"""
-find / -xdev \( -name '*.dpkg-new' -o -name '*.dpkg-old' -o -name '*.dpkg-tmp' -o -name '*.hostwright*' \
+find / -xdev \( -name '*.dpkg-new' -o -name '*.dpkg-old' -o -name '*.dpkg-tmp' -o -name '*.hostwright' \
     -o -name '.hostwright-*' -o -name '*.part' -o -name '*.new' \) -not -path '/proc/*' -not -path '/usr/share/*' 2>/dev/null
 find /opt -maxdepth 4 -name '.*' -not -name .complete 2>/dev/null
 ls -d /var/lib/hostwright/deadman/* /etc/systemd/system/hostwright-*-rollback.* 2>/dev/null
 find /tmp /var/tmp -mindepth 1 -not -path '*/systemd-private-*' -not -name '.*-unix' 2>/dev/null
 find /run/systemd/transient -name '*.service' -o -name '*.timer' 2>/dev/null
-find /run/hostwright -mindepth 1 -not -name '*.started' 2>/dev/null
+find /run/hostwright -mindepth 1 -not -name '*.started' -not -name '*.lock' 2>/dev/null
 dpkg --audit
 true
 """

@@ -51,7 +51,9 @@ def kill_run(deployed: Deployed, point: Point, scratch: Path) -> str:
     )  # fmt: skip
     assert process.stderr is not None
     names: list[str] = []
+    said: list[str] = []
     for line in process.stderr:
+        said.append(line)
         if started := _STARTED.search(re.sub(r"\x1b\[[0-9;]*m", "", line)):
             names.append(started[1])
         if len(names) > point.operation:
@@ -59,7 +61,7 @@ def kill_run(deployed: Deployed, point: Point, scratch: Path) -> str:
     time.sleep(point.seconds)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert len(names) > point.operation, "the run ended before its kill point"
+    assert len(names) > point.operation, "the run ended before its kill point:\n" + "".join(said[-40:])
     return names[-1]
 
 
@@ -72,8 +74,9 @@ def assert_equals_undisturbed(deployed: Deployed, where: str) -> None:
     again = deployed.converge()
     assert again.ok, f"{where}: {again}"
     differences = deployed.fingerprint.differences(Fingerprint.of(deployed.host))
-    assert differences == [], where
-    assert leftovers(deployed.host) == [], where
+    assert not differences, "\n".join([where, *differences])
+    left = leftovers(deployed.host)
+    assert not left, "\n".join([where, *left])
     assert deployed.converge().changed == [], where
 
 
