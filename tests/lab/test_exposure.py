@@ -68,6 +68,7 @@ def test_firewall_opens_exactly_the_declared_ports(host, stranger, provision):
 
 
 def test_second_run_changes_nothing(host, provision):
+    assert provision(host, firewall(SSH, WEB, METRICS, DNS)).ok
     before = host.run("stat -c %Z /etc/ufw/user.rules /etc/default/ufw").stdout
     run = provision(host, firewall(SSH, WEB, METRICS, DNS))
     assert run.ok, str(run)
@@ -97,6 +98,7 @@ def soak(value: str) -> object:
     ],
 )
 def test_drift_by_hand_is_healed(host, provision, by_hand):
+    assert provision(host, firewall(SSH, WEB, METRICS, DNS)).ok
     wanted = host.run("iptables -S ufw-user-input; ip6tables -S ufw6-user-input; grep tuple /etc/ufw/user*.rules").stdout
     host.run(by_hand)
     run = provision(host, firewall(SSH, WEB, METRICS, DNS))
@@ -111,6 +113,7 @@ def test_drift_by_hand_is_healed(host, provision, by_hand):
 
 
 def test_unset_removes_the_rule(host, stranger, provision):
+    assert provision(host, firewall(SSH, WEB, METRICS, DNS)).ok
     run = provision(host, firewall(SSH, METRICS))
     assert run.ok, str(run)
     assert [line for line in tuples(host) if " 80 " in line or " 53 " in line] == []
@@ -178,6 +181,7 @@ def test_killed_run_is_taken_back_by_the_host_alone(host, provision):
 
 @pytest.mark.soak
 def test_killed_run_is_taken_back_after_a_power_loss(host, provision):
+    assert provision(host, firewall(SSH, METRICS)).ok
     killed_when_armed(host, firewall(WEB, before=LOCK_OUT, seconds=15))
     host.kill()
     host.boot()

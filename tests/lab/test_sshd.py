@@ -57,6 +57,7 @@ def test_passwords_end_and_the_daemon_stays(host, provision):
 
 
 def test_second_run_changes_nothing(host, provision):
+    assert provision(host, server()).ok
     run = provision(host, server())
     assert run.ok, str(run)
     assert run.changed == []
@@ -91,6 +92,7 @@ def soak(value: str) -> object:
     ],
 )
 def test_drift_by_hand_is_healed(host, provision, by_hand):
+    assert provision(host, server()).ok
     wanted, content = effective(host), host.read(DROP_IN)
     host.run(by_hand)
     run = provision(host, server())
