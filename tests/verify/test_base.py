@@ -30,7 +30,7 @@ def _keys(settings: Host) -> str:
 
 def _sudo(settings: Host) -> str:
     checks = [
-        f"printf '{name} '; sudo -n -l -U {name} ALL >/dev/null 2>&1 && echo nopasswd || echo no"
+        f"printf '{name} '; sudo -n -l -U {name} 2>/dev/null | grep -q 'NOPASSWD: ALL' && echo nopasswd || echo no"
         for name in (shlex.quote(admin.name) for admin in settings.base.admins)
     ]
     return "; ".join(checks)
