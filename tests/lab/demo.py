@@ -26,7 +26,7 @@ from tests.lab.provision import PYINFRA
 from tests.lab.state import REPOSITORY, slot_directory
 
 _SECRETS = ("GATEWAY_ADMIN_API_KEY", "BACKUP_PASSWORD")
-_console = Console(highlight=False, soft_wrap=True, width=max(120, shutil.get_terminal_size().columns))
+_console = Console(highlight=False, soft_wrap=True, record=True, width=max(120, shutil.get_terminal_size().columns))
 
 
 def run(picture: str | None = None) -> int:
