@@ -67,7 +67,19 @@ UNIT
     systemctl daemon-reload && systemctl enable --quiet --now "$deadman_unit.timer"
 }
 
+deadman_wait() {
+    # What a killed run had started goes on without it, and two changes of one thing at a time spoil each other: the
+    # one fails half-way, and its rollback takes back what the other has made and proven.
+    install -d -m 0700 /run/hostwright || return 1
+    exec 9> "/run/hostwright/deadman-$deadman.lock" || return 1
+    flock --wait 120 9
+}
+
 main() {
+    if ! deadman_wait; then
+        echo "$deadman: an earlier change is still at work, nothing was changed" >&2
+        return 1
+    fi
     if ! deadman_arm; then
         echo "$deadman: could not arm the rollback, nothing was changed" >&2
         return 1

@@ -172,6 +172,19 @@ def killed_when_armed(host: LabHost, deploy: str) -> None:
         process.wait()
 
 
+def test_change_waits_for_one_that_a_killed_run_left_at_work(host, provision):
+    """Two at once failed: one looked at the kernel while the other reloaded, and its rollback undid what was proven."""
+    host.run("ufw --force disable; mkdir -p /run/hostwright")
+    host.run(
+        "systemd-run --quiet flock /run/hostwright/deadman-exposure.lock sh -c 'sleep 6; date +%s.%N >/run/ended'"
+    )
+    run = provision(host, firewall(SSH, METRICS))
+    assert run.ok, run
+    ended = float(host.read("/run/ended"))
+    assert float(host.run("stat -c %.Z /etc/ufw/ufw.conf").stdout) > ended
+    assert provision(host, firewall(SSH, METRICS)).changed == []
+
+
 def test_killed_run_is_taken_back_by_the_host_alone(host, provision):
     killed_when_armed(host, firewall(WEB, before=LOCK_OUT, seconds=20))
     wait_for("the way in", lambda: host.ssh("true", check=False, timeout=20).returncode == 0, 60)
