@@ -31,10 +31,12 @@ unit.unit("fleet.service", inputs=["/etc/fleet/fleet.conf"], settle_seconds=0, n
 """
 
 # Every inode below the root file system with its last change, what runs with its start, and who logged in by ssh. Left
-# out: what the host itself writes all the time, and services that a question to D-Bus starts for half a minute.
+# out: what the host itself writes all the time (a database's side files too: its application reads it), and services
+# that a question to D-Bus starts for half a minute. A directory is what it holds: the overlay that a lab host stands on
+# gives it another time as soon as something below it is written.
 _EVERYTHING = r"""
-find / -xdev -regextype posix-extended -regex '/(run|proc|sys|dev|tmp|var/tmp|var/log|var/lib/systemd)' -prune -o \
-    -printf '%p %i %m %u %g %C@ %l\n' | sort
+find / -xdev -regextype posix-extended -regex '/(run|proc|sys|dev|tmp|var/tmp|var/log|var/lib/systemd)|.*\.db-(shm|wal)' -prune -o \
+    -type d -printf '%p %m %u %g\n' -o -printf '%p %i %m %u %g %C@ %l\n' | sort
 systemctl list-units --plain --no-legend --type=service,socket,timer --state=active | awk '{ print $1 }' |
     grep -v '^systemd-timedated\|^systemd-hostnamed' |
     while read -r unit; do printf '%s ' "$unit"; systemctl show --value -p InvocationID "$unit"; done
