@@ -66,6 +66,10 @@ def _remember_forwarding() -> None:
     if not memory.exists():
         memory.write_text(setting.read_text())
     setting.write_text("1\n")
+    # Each host's systemd takes a dozen; the usual 128 for all of root's end at about eight hosts. Only a limit: it stays.
+    instances = Path("/proc/sys/fs/inotify/max_user_instances")
+    if int(instances.read_text()) < 1024:
+        instances.write_text("1024\n")
 
 
 def create_cache_address() -> None:
