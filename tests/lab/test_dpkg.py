@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.lab.state import wait_for
 
 HEAD = "from operations import dpkg\n"
 
@@ -36,15 +38,33 @@ def test_unknown_package_fails(host, provision):
     assert status(host, "lsof") == "installed"
 
 
+# Takes dpkg's lock (by fcntl, as dpkg does, not flock), says so, and holds it until it is told to let go.
+HOLDER = """
+import fcntl, os, pathlib, time
+with open("/var/lib/dpkg/lock-frontend", "w") as lock, open("/var/lib/dpkg/lock", "w") as inner:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    fcntl.lockf(inner, fcntl.LOCK_EX)
+    pathlib.Path("/run/held").touch()
+    while not os.path.exists("/run/let-go"):
+        time.sleep(0.1)
+"""
+
+
 def test_other_apt_is_waited_for(host, provision):
-    host.run("dpkg --remove tree")
-    # dpkg takes its lock with fcntl, not flock.
-    program = "python3 -c \"import fcntl,time; f=open('/var/lib/dpkg/lock-frontend','w'); fcntl.lockf(f,fcntl.LOCK_EX); time.sleep(6)\""
-    waiting = threading.Thread(target=lambda: host.run(program))
-    waiting.start()
-    run = provision(host, packages("tree"))
-    waiting.join()
-    assert run.changed == ["Packages"], str(run)
+    host.run("dpkg --remove tree; rm -f /run/held /run/let-go")
+    host.write("/root/holder.py", HOLDER)
+    host.run("systemd-run --quiet --collect --unit=holder python3 /root/holder.py")
+    wait_for("the lock to be held", lambda: host.exists("/run/held"), 10)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(provision, host, packages("tree"))
+        try:
+            pauses = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -c 'slee[p] 2 '"
+            wait_for("a pause before the next try", lambda: host.run(pauses, check=False).returncode == 0, 60)
+            assert status(host, "tree") != "installed"
+        finally:
+            host.run("touch /run/let-go")
+        assert run.result().changed == ["Packages"], str(run.result())
+    assert status(host, "tree") == "installed"
 
 
 def test_nothing_wanted_is_nothing_done(host, provision):

@@ -1,11 +1,11 @@
 """Variables survive the real consumer byte for byte: systemd, a POSIX shell, supervisor."""
 
 import random
-import time
 
 import pytest
 
 from settings.env import EnvError, render
+from tests.lab.state import wait_for
 
 HARD = [
     "", " ", "plain", " leading", "trailing ", "a b", "a  b", "tab\tin", "#comment", "a #b", "a#b", "a;b", "a ;b", ";b",
@@ -73,9 +73,7 @@ def read_by_supervisor(host, variables):
         mode="0600",
     )
     host.run("rm -f /root/seen; supervisorctl reread; supervisorctl update; supervisorctl restart hw")
-    deadline = time.monotonic() + 20
-    while host.run("test -e /root/seen", check=False).returncode and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for("the program's environment", lambda: host.exists("/root/seen"), 20)
     return seen(host, "/root/seen")
 
 

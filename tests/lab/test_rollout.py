@@ -27,6 +27,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.0"
     def do_GET(self):
         if self.path == "/slow":
+            open(sys.argv[1] + ".slow", "w").close()  # the test waits for this
             time.sleep(12)
         bad = mode == "unhealthy" and self.path == "/health"
         self.send_response(503 if bad else 200); self.end_headers()
@@ -263,7 +264,7 @@ def test_old_colour_finishes_what_it_is_doing(host, served):
         ["nsenter", f"--target={host.leader}", "--mount", "--net", "--", "curl", "-fsS", "--unix-socket",
          "/etc/lamp/active.sock", "http://localhost/slow"], stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(0.3)  # the request must be on its way: nothing shows that from outside
+    wait_for("the request to be at work", lambda: host.exists(f"/run/lamp-{colour(host)}/app.sock.slow"), 10)
     assert served(lamp="two", settle_seconds=0).ok
     assert ask(host)[0] == "two"
     assert served(lamp="two").changed == [], "a colour that drains is no reason for a change"
