@@ -78,7 +78,7 @@ died() { # colour
 	failed | stopped) return 0 ;;
 	running) return 1 ;;
 	esac
-	[ "$manager" != systemd ] || [ "$(systemctl show -p SubState --value "$app-$1.service")" = auto-restart ]
+	[ "$manager" = systemd ] && [ "$(systemctl show -p SubState --value "$app-$1.service")" = auto-restart ]
 }
 
 # Healthy within start_seconds, and then healthy in one and the same process for settle_seconds.

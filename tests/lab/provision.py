@@ -79,7 +79,10 @@ def provision(
             command, cwd=REPOSITORY, env={**os.environ, "NO_COLOR": "1", **(env or {})}, text=True,
             capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout,
         )  # fmt: skip
-    return _read(done)
+    run = _read(done)
+    if not run.ok:
+        print(run)  # pytest shortens what an assertion shows; of a failed test it shows this whole
+    return run
 
 
 def command_line(

@@ -23,6 +23,8 @@ print("lamp", os.environ["NAME"], "with", os.environ["LAMP_API_KEY"], flush=True
 mode = os.environ["MODE"]
 if mode == "crashes":
     sys.exit("lamp cannot find its bulb")
+if mode == "slow":
+    time.sleep(3)
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.0"
     def do_GET(self):
@@ -318,6 +320,13 @@ def test_supervisor_takes_over_from_systemd_and_back(host, served):
     wait_for("supervisor's programs to be gone", lambda: not host.run("ls /etc/supervisor/conf.d").stdout, 10)
     assert units(host)[colour(host)] == ["active", "enabled"]
     assert served().changed == []
+
+
+@pytest.mark.parametrize("manager", ["systemd", "supervisor"])
+def test_application_may_take_its_time_to_start(host, served, manager):
+    run = served(manager=manager, lamp="two", mode="slow")
+    assert run.ok
+    assert ask(host)[0] == "two"
 
 
 def test_reboot_brings_the_active_colour_back(host, served):
