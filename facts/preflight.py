@@ -39,6 +39,7 @@ class HostState(Record):
     + clock_offset: seconds by which the host's clock is ahead of this machine's
     + systemd: what `systemctl is-system-running` says; empty when systemd is not PID 1
     + listeners: None when there is no `ss` on the host
+    + busy: a command of an earlier run still worked after 15 minutes of waiting for it
     """
 
     uid: int | None = None
@@ -53,6 +54,7 @@ class HostState(Record):
     python: tuple[int, int] | None = None
     clock_offset: float | None = None
     listeners: tuple[Listener, ...] | None = None
+    busy: bool = False
 
 
 def parse(output: Iterable[str], now: float) -> HostState:
@@ -82,6 +84,7 @@ def parse(output: Iterable[str], now: float) -> HostState:
         python=_version(values.get("python", "")),
         clock_offset=clock - now if (clock := _number(values.get("clock"))) is not None else None,
         listeners=tuple(listeners) if "ports" in values else None,
+        busy="busy" in values,
     )
 
 
@@ -105,6 +108,8 @@ def _version(text: str) -> tuple[int, int] | None:
 class Preflight(FactBase[HostState]):
     """
     Return a `HostState`: architecture, release, memory, disks, clock, and who holds which port.
+
+    Waits up to 15 minutes for commands that a killed or a simultaneous run has left at work on the host.
 
     .. code:: python
 

@@ -36,6 +36,12 @@ def faults(needed: Requirements, found: HostState) -> list[str]:
     release = (found.distribution, found.release)
     python = found.python or DISTRIBUTION_PYTHON.get(release)
     checks = [
+        (
+            not found.busy,
+            "commands of another run",
+            "finished (fuser -v /run/hostwright/busy names them)",
+            "still at work after 15 minutes",
+        ),
         (found.uid == 0, "user", "root, directly or by sudo without a password", f"uid {found.uid}"),
         (
             release in needed.releases,

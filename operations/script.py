@@ -16,6 +16,14 @@ from settings.secret import Secret
 
 FILES = Path(__file__).parents[1] / "files"
 
+# Held while a program runs, and by what it starts, so that the next run's preflight can wait for what a killed run left
+# running: pyinfra's death does not end a command on the host.
+_HOLD = """umask 022
+mkdir -p /run/hostwright
+exec 8>>/run/hostwright/busy
+flock -s 8
+"""
+
 Value = str | int | bool | Secret
 
 
@@ -42,7 +50,9 @@ def run(*scripts: str, **variables: Value) -> StringCommand:
     """
     Return the command that runs scripts of ``files/`` (paths relative to it) as one program on the host.
 
+    While it runs it holds a shared lock on ``/run/hostwright/busy``, which ``operations.preflight`` waits for.
+
     + scripts: read in order, the last one defines ``main``
     + variables: shell variables; ``True`` is ``yes``, ``False`` is empty, a ``Secret`` is unmasked here and only here
     """
-    return StringCommand("sh -s", _stdin=text(scripts, variables))
+    return StringCommand("sh -s", _stdin=_HOLD + text(scripts, variables))

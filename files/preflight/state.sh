@@ -2,6 +2,11 @@
 # shellcheck shell=sh
 say() { printf '%s=%s\n' "$1" "$2"; }
 
+# What an earlier run's command is still changing would be read half-changed (see operations/script.py).
+if [ -e /run/hostwright/busy ] && ! flock -x -w 900 /run/hostwright/busy true; then
+	say busy yes
+fi
+
 # the clock first: the distance is measured when the answer arrives
 say clock "$(date +%s)"
 say uid "$(id -u)"

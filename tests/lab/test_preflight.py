@@ -1,8 +1,15 @@
 """A host that cannot carry its systems is refused before the first change, and only that host."""
 
 import re
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+
+from tests.lab.provision import command_line
+from tests.lab.state import REPOSITORY, wait_for
 
 MARK = """
 from pyinfra.operations import files
@@ -73,6 +80,34 @@ def test_plan_says_the_faults_too(provision, pair):
     assert run.rc == 1, run
     assert run.stderr.count("port 80/tcp: must be free") == 1
     assert not touched(fit)
+
+
+def test_what_a_killed_run_left_at_work_is_waited_for(provision, host):
+    slow = """
+from pyinfra import host
+from pyinfra.api import operation
+from operations import script
+script.FILES = script.Path("/")
+@operation()
+def slowly():
+    yield script.run("{program}")
+slowly(name="Change slowly")
+"""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as program, tempfile.TemporaryDirectory() as scratch:
+        program.write("main() { touch /root/half; until [ -e /root/go ]; do sleep 0.1; done; touch /root/whole; }\n")
+        program.flush()
+        command = command_line(Path(scratch), host, slow.format(program=program.name))
+        killed = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for("the change to begin", lambda: host.run("test -e /root/half", check=False).returncode == 0, 30)
+        killed.kill()
+        killed.wait()
+    with ThreadPoolExecutor() as threads:
+        following = threads.submit(provision, host, CHECK.format(needs=""))
+        wait_for("the next run to wait", lambda: host.run("pgrep -x flock", check=False).stdout, 30)
+        assert not following.done()
+        host.run("touch /root/go")
+        assert following.result().ok
+    host.run("test -e /root/whole && rm /root/half /root/go /root/whole")
 
 
 def test_wrong_clock_is_refused(provision, host):
