@@ -81,7 +81,7 @@ def provision(
         )  # fmt: skip
     run = _read(done)
     if not run.ok:
-        print(run)  # pytest shortens what an assertion shows; of a failed test it shows this whole
+        print(run)  # noqa: T201 - pytest shortens what an assertion shows; of a failed test it shows this whole
     return run
 
 
