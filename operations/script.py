@@ -6,9 +6,11 @@ argv, in pyinfra's logs or in a temporary file. A script is plain POSIX sh that 
 ``main`` and takes its values from variables, which are set in front of it.
 """
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pyinfra.api import StringCommand
 
@@ -22,6 +24,13 @@ _HOLD = """umask 022
 mkdir -p /run/hostwright
 exec 8>>/run/hostwright/busy
 flock -s 8
+"""
+
+_HOLD_PYTHON = """import fcntl as _fcntl, os as _os
+_os.umask(0o022)
+_os.makedirs("/run/hostwright", exist_ok=True)
+_busy = open("/run/hostwright/busy", "a")
+_fcntl.flock(_busy, _fcntl.LOCK_SH)
 """
 
 Value = str | int | bool | Secret
@@ -56,3 +65,29 @@ def run(*scripts: str, **variables: Value) -> StringCommand:
     + variables: shell variables; ``True`` is ``yes``, ``False`` is empty, a ``Secret`` is unmasked here and only here
     """
     return StringCommand("sh -s", _stdin=_HOLD + text(scripts, variables))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Secret):
+        return value.unmask()
+    raise TypeError(f"script.python: cannot send {type(value).__name__}")
+
+
+def python_text(programs: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Return the whole Python program: the files in order, and the call of ``main`` with the values."""
+    parts = [_HOLD_PYTHON, *((FILES / program).read_text() for program in programs)]
+    # ASCII only, and quoted by Python itself: whatever a value holds, it stays one literal
+    parts.append(f"import json as _json\nmain(_json.loads({json.dumps(values, default=_plain)!r}))")
+    return "\n".join(parts) + "\n"
+
+
+def python(*programs: str, values: Mapping[str, Any]) -> StringCommand:
+    """
+    Return the command that runs Python programs of ``files/`` as one program on the host, for what is too much for sh.
+
+    The programs may use the standard library of Python 3.9 and nothing else, and no ``__future__`` imports. Like ``run``, everything travels over stdin and holds the shared lock.
+
+    + programs: read in order, libraries first; the last one defines ``main(values)``
+    + values: what can be written as JSON; a ``Secret`` anywhere in it is unmasked here and only here
+    """
+    return StringCommand("python3 -B -", _stdin=python_text(programs, values))
