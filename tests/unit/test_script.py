@@ -37,5 +37,5 @@ def test_shell_gets_its_values_unharmed(programs):
 
 
 def test_what_json_cannot_say_is_refused():
-    with pytest.raises(TypeError, match="script.python: cannot send set"):
+    with pytest.raises(TypeError, match=r"script\.python: cannot send set"):
         script.python_text([], {"x": {1}})
