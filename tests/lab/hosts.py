@@ -33,6 +33,16 @@ ConditionCapability=
 ExecStart=
 ExecStart=!/usr/sbin/chronyd -x $DAEMON_OPTS
 """
+# Docker wants to make control groups; nspawn mounts the hierarchies read-only. A unit, so that every boot does it.
+_CGROUPS = """[Unit]
+Description=Let this host make control groups of its own
+DefaultDependencies=no
+Before=sysinit.target containerd.service docker.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -ec 'for d in /sys/fs/cgroup /sys/fs/cgroup/*; do ! mountpoint -q $$d || mount -o remount,bind,rw $$d; done'
+"""
 
 
 @dataclass(frozen=True)
@@ -344,6 +354,10 @@ class LabHost:
         _put(root / "etc/pip.conf", cache.pip_configuration(PIP_CACHE))
         _put(root / "root/.ssh/authorized_keys", ssh_key().with_suffix(".pub").read_text(), 0o600)
         _put(root / "usr/local/lib/systemd/system/chrony.service.d/lab.conf", _CHRONY)
+        _put(root / "usr/local/lib/systemd/system/lab-cgroups.service", _CGROUPS)
+        wanted = root / "usr/local/lib/systemd/system/sysinit.target.wants"
+        wanted.mkdir()
+        (wanted / "lab-cgroups.service").symlink_to("../lab-cgroups.service")
         for path, text in _shared_files(self.plan.slot).items():
             _put(root / path.lstrip("/"), text)
         for suffix, mode in (("", 0o600), (".pub", 0o644)):

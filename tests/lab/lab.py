@@ -32,7 +32,8 @@ class Lab:
         """Boot a fresh host and return it once it answers by SSH.
 
         + release: "bookworm" or "trixie"
-        + layer: "bare" (as a cloud image) or "packages" (nginx, certbot, … installed already)
+        + layer: "bare" (as a cloud image), "packages" (nginx, certbot, … installed already) or "docker" (the
+          distribution's engine as well, running)
         + index: last part of its addresses; by default a free one
         """
         try:
