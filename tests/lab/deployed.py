@@ -24,6 +24,7 @@ SECRETS = (
     "GATEWAY_CLIENT_API_KEY",
     "GATEWAY_UPSTREAM_TOKEN",
     "BACKUP_PASSWORD",
+    "BACKUP_OFFSITE_KEY",
 )
 
 
@@ -44,6 +45,10 @@ class Deployed:
         self._repository = f"{lab.serve(directory, port=8096)}/gateway.git"
         self.host: LabHost = lab.host("t-deployed")
         self._acme.add_name(DOMAIN, self.host)
+        self._vault = lab.host("t-deployed-vault")
+        self.host.run("ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
+        self._vault.run("cat >> /root/.ssh/authorized_keys", input=self.host.read("/root/.ssh/id_ed25519.pub"))
+        self.host.run(f"ssh-keyscan -t ed25519 {self._vault.address} > /root/.ssh/known_hosts")
         self.samples: Samples
         with canary.sampled(self.host, self.secrets) as self.samples:
             self.first_run: Run = self.converge(extra=["-vvv", "--debug", "--diff"])
@@ -63,6 +68,9 @@ class Deployed:
             "certificate_directory": self._acme.directory_url,
             "certificate_ca_bundle": CA_ON_HOST,
             "backup_password": "env:BACKUP_PASSWORD",
+            "backup_offsite_repository": f"sftp:root@{self._vault.address}:/srv/vault",
+            # as an object store's key would be; sftp itself does without
+            "backup_offsite_env": {"AWS_SECRET_ACCESS_KEY": "env:BACKUP_OFFSITE_KEY"},
             "gateway_domain": DOMAIN,
             "gateway_repository": self._repository,
             "gateway_version": "v1.0.0",

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.lab import image
+from tests.lab import canary, image
 from tests.lab.state import Process, slot_directory
 from tests.lab.test_nginx import ANSWERS, main_pid
 
@@ -348,9 +348,16 @@ certificate.certificate(
         f"dns_rfc2136_server = 127.0.0.1\ndns_rfc2136_name = acme.\n"
         f"dns_rfc2136_secret = {secret}\ndns_rfc2136_algorithm = HMAC-SHA256\n"
     )
-    run = provision(shop, deploy, env={"CREDENTIALS": credentials}, extra=["-vvv", "--debug", "--diff"])
+    secrets = {"CREDENTIALS": secret}
+    with canary.sampled(shop, secrets) as samples:
+        run = provision(shop, deploy, env={"CREDENTIALS": credentials}, extra=["-vvv", "--debug", "--diff"])
     assert run.ok, run
-    assert secret not in run.stdout + run.stderr
+    assert canary.in_text(run.stdout + run.stderr, secrets) == []
+    assert samples.arguments == set()
+    assert canary.journal(shop, secrets) == []
+    files = canary.files(shop, secrets)
+    assert files.pop("/etc/bind/acme.key")
+    assert files == {"/etc/letsencrypt/hostwright-dns-rfc2136.ini": "600 root root"}
     names = shop.run(
         "openssl x509 -noout -ext subjectAltName -in /etc/hostwright/tls/zone/fullchain.pem"
     ).stdout
