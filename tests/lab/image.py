@@ -59,17 +59,17 @@ def get(release: str, layer: str = "bare") -> Image:
     if layer not in LAYERS:
         raise LabError(f"layer: one of {', '.join(LAYERS)}, got {layer!r}")
     with lock(f"image-{release}"):
-        bare = _built(f"{release}-bare", _recipe(release, _BARE, _FINISH), lambda path: _build_bare(release, path))
+        bare = built(f"{release}-bare", recipe(release, _BARE, _FINISH), lambda path: _build_bare(release, path))
         layers = (bare / "root",)
         if layer != "bare":
-            recipe = _recipe(bare.name, _PACKAGES)
-            upper = _built(f"{release}-packages", recipe, lambda path: _install(_PACKAGES, layers, path))
+            key = recipe(bare.name, _PACKAGES)
+            upper = built(f"{release}-packages", key, lambda path: _install(_PACKAGES, layers, path))
             below = (upper / "upper", *layers)
             layers = below
         if layer == "docker":
             packages = ("--no-install-recommends", *_DOCKER[release])  # needrestart and apparmor are recommended
-            recipe = _recipe(upper.name, packages)
-            upper = _built(f"{release}-docker", recipe, lambda path: _install(packages, below, path))
+            key = recipe(upper.name, packages)
+            upper = built(f"{release}-docker", key, lambda path: _install(packages, below, path))
             layers = (upper / "upper", *below)
     return Image(release, layers)
 
@@ -82,8 +82,8 @@ def unpacked(package: str, release: str = "bookworm") -> Path:
     """
     layers = get(release).layers
     with lock(f"image-{release}"):
-        built = _built(f"{release}-{package}", _recipe(package), lambda path: _fetch(package, layers, path))
-    return built / "files"
+        done = built(f"{release}-{package}", recipe(package), lambda path: _fetch(package, layers, path))
+    return done / "files"
 
 
 def mount(layers: tuple[Path, ...], upper: Path, work: Path, root: Path) -> None:
@@ -94,13 +94,17 @@ def mount(layers: tuple[Path, ...], upper: Path, work: Path, root: Path) -> None
     run("mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", root)
 
 
-def _recipe(*parts: object) -> str:
+def recipe(*parts: object) -> str:
+    """Return a short hash of what something is built from, the machine's mirrors included."""
     return hashlib.sha256(repr((parts, cache.apt_options())).encode()).hexdigest()[:12]
 
 
-def _built(name: str, recipe: str, build: Callable[[Path], None]) -> Path:
-    """Return the directory of a finished build, building it under another name first: a killed build leaves no image."""
-    done = ROOT / "images" / f"{name}-{recipe}"
+def built(name: str, key: str, build: Callable[[Path], None]) -> Path:
+    """Return the directory of a finished build, building it under another name first: a killed build leaves no image.
+
+    + key: from :func:`recipe`; the caller holds a lock
+    """
+    done = ROOT / "images" / f"{name}-{key}"
     if not done.exists():
         scratch = done.with_name(f".{done.name}")
         if scratch.exists():

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.lab import cache, cgroups, hosts, image, network, wan
 from tests.lab.acme import Acme
 from tests.lab.hosts import LabHost
+from tests.lab.registry import Registry
 from tests.lab.state import ROOT, LabError, Process, default_slot, lock, run, slot_directory, wait_for
 from tests.lab.wan import DelayedLink
 
@@ -26,6 +27,7 @@ class Lab:
         self.slot = default_slot() if slot is None else slot
         self.hosts: dict[str, LabHost] = {}
         self._acme: Acme | None = None
+        self._registry: Registry | None = None
         self._servers: list[Process] = []
 
     def host(self, name: str, release: str = "bookworm", layer: str = "bare", index: int | None = None) -> LabHost:
@@ -54,6 +56,12 @@ class Lab:
         if self._acme is None:
             self._acme = Acme(self.slot)
         return self._acme.start()
+
+    def registry(self) -> Registry:
+        """Return the slot's container registry, running."""
+        if self._registry is None:
+            self._registry = Registry(self.slot)
+        return self._registry.start()
 
     def delayed(self, host: LabHost, round_trip_ms: float) -> DelayedLink:
         """Return a link to the host's sshd with the given round trip time; use it in a ``with`` statement."""
@@ -91,6 +99,8 @@ class Lab:
             self.destroy(host)
         if self._acme is not None:
             self._acme.close()
+        if self._registry is not None:
+            self._registry.close()
         for server in self._servers:
             server.stop()
         if not hosts.plans(self.slot):
