@@ -15,6 +15,7 @@ reference.py       writes docs/settings.md
 from settings.backup import Backup
 from settings.base import Admin, Base
 from settings.certificate import Certificate
+from settings.docker import AddressPool, Docker, Registry
 from settings.errors import Fault, SettingsError
 from settings.exposure import Port
 from settings.gateway import Gateway
@@ -23,15 +24,18 @@ from settings.requirements import PortClaim, Requirements
 from settings.secret import Secret
 
 __all__ = [
+    "AddressPool",
     "Admin",
     "Backup",
     "Base",
     "Certificate",
+    "Docker",
     "Fault",
     "Gateway",
     "Host",
     "Port",
     "PortClaim",
+    "Registry",
     "Requirements",
     "Secret",
     "SettingsError",

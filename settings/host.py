@@ -12,6 +12,7 @@ from settings import inventory
 from settings.backup import Backup
 from settings.base import Base
 from settings.certificate import Certificate
+from settings.docker import Docker
 from settings.errors import Fault, SettingsError
 from settings.exposure import Port
 from settings.gateway import Gateway
@@ -19,7 +20,12 @@ from settings.requirements import Requirements, merged
 from settings.secret_sources import Sources
 from settings.section import Section, load_section, run_rule
 
-COMMON: dict[str, type[Section]] = {"base": Base, "certificate": Certificate, "backup": Backup}
+COMMON: dict[str, type[Section]] = {
+    "base": Base,
+    "certificate": Certificate,
+    "backup": Backup,
+    "docker": Docker,
+}
 """Sections of every host."""
 
 SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway}
@@ -45,6 +51,7 @@ class Host:
     base: Base
     certificate: Certificate
     backup: Backup
+    docker: Docker
     gateway: Gateway | None = None
 
     @property

@@ -82,7 +82,7 @@ def _kind(annotation: Any, metadata: list[Any]) -> str:
         return _kind(get_args(annotation)[0], metadata)
     if isinstance(annotation, type) and issubclass(annotation, Model):
         return annotation.__name__
-    words = {bool: "`True` or `False`", int: "whole number", float: "number", str: "text", Secret: "secret"}
+    words = {bool: "`True` or `False`", int: "whole number", float: "number", str: "text", Secret: "secret", Any: "value"}
     least = next((rule.ge for rule in metadata if hasattr(rule, "ge")), None)
     most = next((rule.le for rule in metadata if hasattr(rule, "le")), None)
     return words[annotation] + (f", {least} to {most}" if least is not None and most is not None else "")
