@@ -20,6 +20,7 @@ from settings.errors import Fault, SettingsError
 from settings.exposure import Port
 from settings.gateway import Gateway
 from settings.host import Host, load_fleet, load_host
+from settings.mcbench import Mcbench
 from settings.requirements import PortClaim, Requirements
 from settings.secret import Secret
 
@@ -33,6 +34,7 @@ __all__ = [
     "Fault",
     "Gateway",
     "Host",
+    "Mcbench",
     "Port",
     "PortClaim",
     "Registry",

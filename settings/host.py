@@ -16,6 +16,8 @@ from settings.docker import Docker
 from settings.errors import Fault, SettingsError
 from settings.exposure import Port
 from settings.gateway import Gateway
+from settings.mcbench import GROUPS as MCBENCH_GROUPS
+from settings.mcbench import Mcbench, fleet_faults
 from settings.requirements import Requirements, merged
 from settings.secret_sources import Sources
 from settings.section import Section, load_section, run_rule
@@ -28,8 +30,11 @@ COMMON: dict[str, type[Section]] = {
 }
 """Sections of every host."""
 
-SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway}
-"""Sections of the hosts in the group of the same name. A new system is added here and as a field of Host."""
+SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench}
+"""Sections of the hosts in the groups of a system. A new system is added here and as a field of Host."""
+
+SYSTEM_GROUPS: dict[str, tuple[str, ...]] = {"gateway": ("gateway",), "mcbench": MCBENCH_GROUPS}
+"""The groups whose hosts a system runs on: one of its own name, or one for each of its roles."""
 
 SECTIONS = COMMON | SYSTEMS
 ROLE_GROUPS = ("ci_runner",)
@@ -53,6 +58,7 @@ class Host:
     backup: Backup
     docker: Docker
     gateway: Gateway | None = None
+    mcbench: Mcbench | None = None
 
     @property
     def systems(self) -> tuple[Section, ...]:
@@ -102,7 +108,7 @@ def load_fleet(
     listed = [(name, frozenset(its_groups), data) for name, its_groups, data in hosts]
     if groups is None:
         groups = _members(listed)
-    known = [*SYSTEMS, *ROLE_GROUPS]
+    known = [*SYSTEMS, *(group for names in SYSTEM_GROUPS.values() for group in names), *ROLE_GROUPS]
     faults = list(inventory.group_faults(groups, known, _list_keys()))
     faults += inventory.address_faults({name: data for name, _, data in listed})
     sources = Sources()
@@ -110,6 +116,8 @@ def load_fleet(
     for name, its_groups, data in listed:
         loaded[name], its_faults = _load(name, its_groups, data, sources if name in resolve else None)
         faults += its_faults
+    if not faults:  # rules between hosts need whole ones
+        faults += fleet_faults({name: host.mcbench for name, host in loaded.items() if host.mcbench})
     if faults:
         raise SettingsError(faults)
     return loaded
@@ -144,26 +152,53 @@ def _load(
     faults = list(inventory.key_faults(name, data, prefixes, _all_keys()))
     sections: dict[str, Section] = {}
     for key, section in SECTIONS.items():
-        if key in COMMON or key in groups:
-            sections[key], its_faults = load_section(section, name, data, sources)
+        if key in COMMON or groups.intersection(SYSTEM_GROUPS[key]):
+            sections[key], its_faults = load_section(section, name, data, sources, groups)
             faults += its_faults
         else:
             # group_data/all.py and --data reach every host: a known key of a system that is not here is no fault
             faults += inventory.unknown_keys(name, data, section.prefix, section.flat_keys())
     host = Host(name=name, groups=groups, **sections)  # type: ignore[arg-type]
-    for check in (_debug_faults, _certificate_faults, _backup_faults, _sysctl_faults, _port_faults):
+    checks = (
+        _debug_faults, _certificate_faults, _backup_faults, _server_faults, _domain_faults, _sysctl_faults, _port_faults,
+    )  # fmt: skip
+    for check in checks:
         faults += run_rule(partial(check, host), incomplete=bool(faults))
     return host, faults
 
 
 def _backup_faults(host: Host) -> Iterator[Fault]:
-    if host.gateway and host.backup.enabled and not host.backup.password:
+    has_data = {
+        "the gateway": host.gateway is not None,
+        "mcbench": host.mcbench is not None and bool({"postgres", "object"} & set(host.mcbench.components)),
+    }
+    wanted = [system for system, needs in has_data.items() if needs]
+    if wanted and host.backup.enabled and not host.backup.password:
         yield Fault(
             "backup_password",
-            "is required to back up the gateway",
+            f"is required to back up {' and '.join(wanted)}",
             host=host.name,
             hint="write backup_password = 'env:BACKUP_PASSWORD', or backup_enabled = False",
         )
+
+
+def _server_faults(host: Host) -> Iterator[Fault]:
+    """Who has the Docker socket of a server host reads every secret on it: another system's too."""
+    if host.mcbench and "server" in host.mcbench.roles and host.gateway and not host.mcbench.server_shares_host:
+        yield Fault(
+            "mcbench_server_shares_host",
+            "must be True for a host of mcbench_server that is also in gateway",
+            False,
+            "better give it a host of its own: who has its Docker socket has the secrets of all of them",
+            host.name,
+        )
+
+
+def _domain_faults(host: Host) -> Iterator[Fault]:
+    if host.gateway and host.mcbench:
+        for domain in host.mcbench.domains:
+            if domain in host.gateway.domains:
+                yield Fault("gateway_domain", "must not be a name of mcbench on the same host", domain, host=host.name)
 
 
 def _sysctl_faults(host: Host) -> Iterator[Fault]:
@@ -183,7 +218,8 @@ def _debug_faults(host: Host) -> Iterator[Fault]:
 
 
 def _certificate_faults(host: Host) -> Iterator[Fault]:
-    if not host.gateway or host.certificate.mode != "acme":
+    domains = [*(host.gateway.domains if host.gateway else ()), *(host.mcbench.domains if host.mcbench else ())]
+    if not domains or host.certificate.mode != "acme":
         return
     if not host.certificate.email:
         yield Fault(
@@ -192,10 +228,11 @@ def _certificate_faults(host: Host) -> Iterator[Fault]:
             host=host.name,
             hint="write certificate_email = 'ops@example.org'",
         )
-    wild = [name for name in host.gateway.domains if name.startswith("*.")]
+    wild = [name for name in domains if name.startswith("*.")]
     if wild and host.certificate.challenge == "http-01":
+        of_gateway = host.gateway is not None and wild[0] in host.gateway.domains
         yield Fault(
-            "gateway_extra_domains",
+            "gateway_extra_domains" if of_gateway else "mcbench_api_extra_domains",
             "must hold no wildcard when certificate_challenge is 'http-01'",
             wild[0],
             "write certificate_challenge = 'dns-01'",

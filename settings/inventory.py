@@ -103,9 +103,11 @@ def group_faults(
 ) -> Iterator[Fault]:
     """Yield groups that look like a misspelled system, and lists of settings that pyinfra took for groups."""
     fields = {key.partition("_")[2]: key for key in list_keys}
+    roles = [name for name in known if "_" in name]
     for group, members in groups.items():
-        if group in known or group.startswith(tuple(f"{name}_" for name in known)):
+        if group in known:
             continue
+        is_below = group.startswith(tuple(f"{name}_" for name in known))
         if key := group if group in list_keys else fields.get(group):
             if members:
                 names = ", ".join(sorted(members)[:3])
@@ -114,7 +116,7 @@ def group_faults(
                     f"a list in an inventory file is a group of hosts, here of {names}",
                     hint=f"write {key} in group_data or in a host's data",
                 )
-        elif near := nearest(group, known, cutoff=0.85):
+        elif near := nearest(group, roles if is_below else known, cutoff=0.85):
             yield Fault(group, "unknown group", hint=f"did you mean {near}?")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar, cast, get_args
 
-from pydantic import ValidationError, ValidationInfo, field_validator
+from pydantic import PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from settings.errors import Fault, from_pydantic, path
 from settings.exposure import Port
@@ -37,6 +37,9 @@ class Section(Model):
     """The settings of one system, or of one part that every host has. Subclasses set `prefix`."""
 
     prefix: ClassVar[str]
+
+    _groups: frozenset[str] = PrivateAttr(frozenset())
+    """The host's groups: a system of several roles asks them which of its parts run here."""
 
     @field_validator("*", mode="after")
     @classmethod
@@ -69,7 +72,11 @@ S = TypeVar("S", bound=Section)
 
 
 def load_section(
-    section: type[S], host: str, data: Mapping[str, Any], sources: Sources | None
+    section: type[S],
+    host: str,
+    data: Mapping[str, Any],
+    sources: Sources | None,
+    groups: Collection[str] = (),
 ) -> tuple[S, list[Fault]]:
     """Return the section of flat host data, and its faults. With faults, fields of the model may be missing.
 
@@ -93,6 +100,7 @@ def load_section(
         model = cast(S, section.model_construct(**loading.valid))
         for detail in error.errors(include_url=False):
             model.__dict__.pop(str(detail["loc"][0]), None)
+    model._groups = frozenset(groups)
     for check in section.rules():
         found = run_rule(partial(check, model), incomplete=bool(faults))
         faults = faults + [replace(fault, key=section.prefix + fault.key, host=host) for fault in found]
