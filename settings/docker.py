@@ -237,7 +237,7 @@ class Docker(Section):
                     pool.size,
                 )
             for other in networks[:index]:
-                if network.version == other.version and network.overlaps(other):  # type: ignore[arg-type]
+                if network.version == other.version and network.overlaps(other):
                     yield Fault(f"address_pools[{index}].base", f"must not overlap {other}", pool.base)
 
     @rule
