@@ -21,3 +21,23 @@ gateway = [
         },
     ),
 ]
+
+# The mcbench fleet. A host may be in several groups; a server host should be in one alone.
+_infra = ("mcbench-infra-1", {"ssh_hostname": "192.0.2.41", "mcbench_internal_address": "10.0.0.41"})
+_api_1 = ("mcbench-api-1", {"ssh_hostname": "192.0.2.42"})
+_api_2 = ("mcbench-api-2", {"ssh_hostname": "192.0.2.43"})
+_admin = ("mcbench-admin-1", {"ssh_hostname": "192.0.2.44"})
+_worker = ("mcbench-worker-1", {"ssh_hostname": "192.0.2.45"})
+_render = ("mcbench-render-1", {"ssh_hostname": "192.0.2.46"})
+_server_1 = ("mcbench-server-1", {"ssh_hostname": "192.0.2.47"})
+_server_2 = ("mcbench-server-2", {"ssh_hostname": "192.0.2.48"})
+
+mcbench = [_infra, _api_1, _api_2, _admin, _worker, _render, _server_1, _server_2]
+mcbench_infra = [_infra]
+mcbench_api = [_api_1, _api_2]
+mcbench_admin = [_admin]
+mcbench_worker = [_worker]
+mcbench_admin_worker = [_admin]
+mcbench_render = [_render]
+mcbench_server = [_server_1, _server_2]
+mcbench_scheduler = [_admin]

@@ -507,7 +507,6 @@ class Mcbench(Section):
 
     # cleanup
     cleanup_enabled: bool = Field(True, description="remove images and containers of ours that nothing needs, every six hours")
-    cleanup_dry: bool = Field(False, description="only say what would be removed")
     cleanup_keep_hours: Annotated[int, Field(ge=1, le=8760)] = Field(
         72, description="what was used within this time stays"
     )
@@ -761,7 +760,7 @@ class Mcbench(Section):
         tables = {table for component in self.components for table in _TABLES[component]}
         for name, users in _SECRETS.items():
             if tables & users and not getattr(self, name):
-                yield Fault(name, "is required on this host", hint=f"write mcbench_{name} = 'env:MCBENCH_{name.upper()}'")
+                yield Fault(name, "is required", hint=f"write mcbench_{name} = 'env:MCBENCH_{name.upper()}'")
 
     @rule
     def _domains_are_given(self) -> Iterator[Fault]:

@@ -12,6 +12,18 @@ base_admins = [
 gateway_hsts_seconds = 31536000
 gateway_log_level = "WARNING"
 
+mcbench_api_domain = "api.example.org"
+mcbench_admin_domain = "mcbench-admin.example.org"
+mcbench_flower_domain = "flower.example.org"
+mcbench_cors_allowed_origin = "https://frontend.example.org"
+mcbench_admin_networks = ["192.0.2.0/24"]
+mcbench_internal_networks = ["10.0.0.0/24"]
+mcbench_postgres_host = "10.0.0.41"
+mcbench_redis_host = "10.0.0.41"
+mcbench_object_store_dsn = "10.0.0.41:9000"
+mcbench_openai_api_key = "env:MCBENCH_OPENAI_API_KEY"
+mcbench_hsts_seconds = 31536000
+
 backup_offsite_repository = "s3:https://s3.example.org/hostwright-prod"
 backup_offsite_env = {
     "AWS_ACCESS_KEY_ID": "env:BACKUP_S3_ID",

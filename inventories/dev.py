@@ -1,0 +1,12 @@
+"""Development: the whole of mcbench on one host, as a compose file would have it. A sample."""
+
+_host = ("mcbench-dev", {"ssh_hostname": "192.0.2.61"})
+
+mcbench = [_host]
+mcbench_infra = [_host]
+mcbench_api = [_host]
+mcbench_admin = [_host]
+mcbench_worker = [_host]
+mcbench_admin_worker = [_host]
+mcbench_render = [_host]
+mcbench_server = [_host]
