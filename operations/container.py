@@ -10,11 +10,16 @@ import hashlib
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from pyinfra import host
+from pyinfra.api import OperationError, OperationValueError, StringCommand, operation
+
+from facts.container import Container, ContainerImages, ContainerNetwork, ContainerState, ContainerVolume
+from operations import script
 from settings.secret import Secret
 
 
@@ -347,3 +352,214 @@ def spec_hash(spec: Spec) -> str:
     plain = canonical(spec)
     plain["environment"] = plain["environment"].unmask()
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+_PULL = ("missing", "moved", "never")
+_PROGRAMS = ("container/engine.py", "container/compare.py", "container/converge.py")
+
+
+def _public(spec: Spec) -> dict[str, Any]:
+    """Return the spec's plain data without the environment: what may stand in a command line."""
+    return {key: value for key, value in canonical(spec).items() if key != "environment"}
+
+
+def _hash_of_environment(spec: Spec) -> str:
+    return hashlib.sha256(environment_text(spec).encode()).hexdigest()
+
+
+def owed(spec: Spec, found: ContainerState) -> list[str]:
+    """Return why a container is not as its spec says, in words; empty when it is."""
+    if not found.engine:
+        return ["no engine answers yet"]
+    if found.id and found.spec_hash != spec_hash(spec):
+        return ["its spec differs"]
+    if found.id and not found.anew and found.environment_hash != _hash_of_environment(spec):
+        return [*found.repair, "its environment file"]
+    return found.anew + found.repair
+
+
+@operation()
+def container(
+    container: str,
+    spec: Spec | None = None,
+    pull: str = "missing",
+    start_seconds: int = 60,
+    present: bool = True,
+) -> Generator[StringCommand, None, None]:
+    """
+    Run one container that is as its spec says.
+
+    It is made anew when, and only when, its spec or its image differs from what it was made from; what somebody changed by
+    hand (stopped, removed, renamed, paused, other limits, other networks) is put right in place where the engine can.
+    The old one stops only when the new one has been created; when the new one does not become healthy, the old one runs
+    again and the operation fails with the new one's last lines.
+
+    + container: its name
+    + spec: all that it is, see ``Spec``
+    + pull: ``missing``; ``moved`` asks the registry whether the tag means another image now, and pulls only then;
+      ``never``
+    + start_seconds: how long it may take to become healthy; without a health check it must run for 3 s
+    + present: ``False`` stops and removes it, and its environment's file. Its volumes stay
+
+    Raises ``OperationValueError`` for a spec that breaks a rule, all of them in one message.
+
+    **Example:**
+
+    .. code:: python
+
+        container.container(
+            "redis",
+            container.Spec(
+                image="registry.example/redis:7.2",
+                command=("redis-server", "--appendonly", "yes"),
+                mounts=(container.Mount("redis", "/data"),),
+                networks=(container.Network("backend", aliases=("cache",)),),
+                memory_mb=2048,
+                health=container.Health(("redis-cli", "ping")),
+            ),
+            name="Run redis",
+        )
+    """
+    wrong = name_faults(container) if spec is None else faults(container, spec)
+    if spec is None and present:
+        wrong.append("spec is needed")
+    if pull not in _PULL:
+        wrong.append(f"pull must be 'missing', 'moved' or 'never', got {pull!r}")
+    if not _whole(start_seconds, 1):
+        wrong.append(f"start_seconds must be a whole number of at least 1, got {start_seconds!r}")
+    elif spec is not None and spec.health and not wrong and start_seconds <= spec.health.interval_seconds:
+        wrong.append(
+            f"start_seconds must be more than the health check's interval of {spec.health.interval_seconds}, "
+            f"got {start_seconds!r}"
+        )
+    if wrong:
+        raise OperationValueError(f"container.container {container}: " + "; ".join(wrong))
+
+    found = host.get_fact(
+        Container, container=container, spec=_public(spec) if spec and present else None, pull=pull
+    )
+    if found.refused:
+        raise OperationError(f"container.container {container}: {found.refused}")
+    values: dict[str, Any] = {"container": container, "spec": None, "start_seconds": start_seconds}
+    if spec is None or not present:
+        if not (found.id or found.repair or found.has_file):
+            host.noop(f"container {container} is not there")
+            return
+    else:
+        if not owed(spec, found):
+            host.noop(f"container {container} runs as its spec says")
+            return
+        values |= {
+            "spec": canonical(spec),
+            "spec_hash": spec_hash(spec),
+            "environment_hash": _hash_of_environment(spec),
+            "pull": pull,
+        }
+    yield script.python(*_PROGRAMS, values=values)
+
+
+@operation()
+def network(
+    network: str, internal: bool = False, ipv6: bool = False, present: bool = True
+) -> Generator[StringCommand, None, None]:
+    """
+    Have one bridge network of our own.
+
+    + network: its name
+    + internal: no way out of it, and none in
+    + ipv6: IPv6 besides IPv4, with a local prefix of its own
+    + present: ``False`` removes it
+
+    It is made anew when one of the two differs, and refused as long as a container is on it.
+    """
+    if not isinstance(network, str) or not _OBJECT.fullmatch(network) or network in ("bridge", "host", "none"):
+        raise OperationValueError(f"container.network: must be a name of your own, got {network!r}")
+    values = {"network": network, "internal": bool(internal), "ipv6": bool(ipv6), "present": bool(present)}
+    steps = host.get_fact(ContainerNetwork, **values)
+    if steps == [] or (steps is None and not present):
+        host.noop(f"network {network} is {'as wanted' if present else 'not there'}")
+        return
+    yield script.python("container/engine.py", "container/network.py", values={**values, "change": True})
+
+
+@operation()
+def volume(
+    volume: str, owner: str = "", mode: str = "", present: bool = True
+) -> Generator[StringCommand, None, None]:
+    """
+    Have one named volume.
+
+    + volume: its name
+    + owner: ``uid:gid`` of its top directory, as numbers; empty: as it is
+    + mode: octal text, of its top directory; empty: as it is
+    + present: ``False`` removes it when it is empty; one with data is refused
+    """
+    wrong = _volume_faults(volume)
+    if owner and not re.fullmatch(r"[0-9]+:[0-9]+", owner):
+        wrong.append(f"owner must be numbers like '999:999', got {owner!r}")
+    if mode and not re.fullmatch(r"[0-7]{3,4}", mode):
+        wrong.append(f"mode must be octal text like '0750', got {mode!r}")
+    if wrong:
+        raise OperationValueError("container.volume: " + "; ".join(wrong))
+    values = {"volume": volume, "owner": owner, "mode": mode, "present": bool(present)}
+    steps = host.get_fact(ContainerVolume, **values)
+    if steps == [] or (steps is None and not present):
+        host.noop(f"volume {volume} is {'as wanted' if present else 'not there'}")
+        return
+    yield _volume_command(values, with_data=False)
+
+
+@operation()
+def remove_volume_with_its_data(volume: str) -> Generator[StringCommand, None, None]:
+    """
+    Remove a named volume and all that is in it. There is no way back.
+
+    + volume: its name; refused as long as a container uses it
+    """
+    wrong = _volume_faults(volume)
+    if wrong:
+        raise OperationValueError("container.remove_volume_with_its_data: " + "; ".join(wrong))
+    if not host.get_fact(ContainerVolume, volume=volume, present=False):
+        host.noop(f"volume {volume} is not there")
+        return
+    yield _volume_command({"volume": volume, "owner": "", "mode": "", "present": False}, with_data=True)
+
+
+def _volume_faults(volume: str) -> list[str]:
+    if isinstance(volume, str) and _OBJECT.fullmatch(volume):
+        return []
+    return [f"volume must be a volume's name, got {volume!r}"]
+
+
+def _volume_command(values: dict[str, Any], with_data: bool) -> StringCommand:
+    return script.python(
+        "container/engine.py",
+        "container/volume.py",
+        values={**values, "with_data": with_data, "change": True},
+    )
+
+
+@operation()
+def pulled(images: Sequence[str], platform: str = "") -> Generator[StringCommand, None, None]:
+    """
+    Have images on the host before anything needs them.
+
+    + images: references with a tag or a digest. A tag that is here stays as it is, even if it has moved
+    + platform: e.g. ``linux/amd64``; empty: the host's. An image for another one is refused, if the registry says so before
+      it is pulled
+    """
+    wrong = ["images must be a list"] if isinstance(images, str) else []
+    wrong += [
+        f"image must be 'registry/path:tag' or 'registry/path@sha256:…', got {one!r}"
+        for one in ([] if wrong else images)
+        if not isinstance(one, str) or not _IMAGE.fullmatch(one)
+    ]
+    if platform and not _PLATFORM.fullmatch(platform):
+        wrong.append(f"platform must be like linux/amd64, got {platform!r}")
+    if wrong:
+        raise OperationValueError("container.pulled: " + "; ".join(wrong))
+    if host.get_fact(ContainerImages, images=list(images), platform=platform) == []:
+        host.noop(f"{len(images)} images are here")
+        return
+    values = {"images": list(images), "platform": platform, "change": True}
+    yield script.python("container/engine.py", "container/images.py", values=values)
