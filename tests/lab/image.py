@@ -140,16 +140,22 @@ def _sources(release: str) -> list[str]:
 
 
 def _build_bare(release: str, path: Path) -> None:
-    cache.start()
-    options = [f"--aptopt={line.rstrip(';')}" for line in cache.apt_options().splitlines()]
     finish = path / "finish.sh"
     finish.write_text(_FINISH)
-    run("mmdebstrap", "--variant=minbase", f"--include={','.join(_BARE)}", *options,
-        f"--customize-hook=chroot \"$1\" sh < {finish}", release, path / "root", *_sources(release), timeout=1200)  # fmt: skip
-    # The cache's address is a matter of each host's creation, not of the image.
-    for configuration in (path / "root/etc/apt/apt.conf.d").glob("99mmdebstrap"):
-        configuration.unlink()
+    bootstrap(release, path / "root", f"--include={','.join(_BARE)}", f"--customize-hook=chroot \"$1\" sh < {finish}")
     _trust(path / "root")
+
+
+def bootstrap(release: str, root: Path, *options: str) -> None:
+    """Make a minimal root of a release in a directory that does not exist.
+
+    + options: more for mmdebstrap
+    """
+    cache.start()
+    leniency = [f"--aptopt={line.rstrip(';')}" for line in cache.apt_options().splitlines()]
+    run("mmdebstrap", "--variant=minbase", *leniency, *options, release, root, *_sources(release), timeout=1200)
+    # The cache's address is a matter of each host's creation, not of the image.
+    (root / "etc/apt/apt.conf.d/99mmdebstrap").unlink(missing_ok=True)
 
 
 def _trust(root: Path) -> None:
@@ -163,13 +169,16 @@ def _trust(root: Path) -> None:
         run("chroot", root, "update-ca-certificates")
 
 
-def _chroot(root: Path, script: str) -> None:
-    """Run a shell script in a root with the outer machine's network and the package cache."""
+def chroot(root: Path, script: str, *options: str) -> None:
+    """Run a shell script in a root with the outer machine's network and the package cache.
+
+    + options: more for systemd-nspawn, as in ``--bind-ro=…``
+    """
     apt = root / "etc/apt/apt.conf.d/00lab-build"
     apt.write_text(cache.apt_options())
     try:
         run("systemd-nspawn", "-q", "-D", root, "--register=no", "--keep-unit", "--pipe", "--resolv-conf=replace-host",
-            "--setenv=DEBIAN_FRONTEND=noninteractive", "sh", "-ec", script, timeout=1200)  # fmt: skip
+            "--setenv=DEBIAN_FRONTEND=noninteractive", *options, "sh", "-ec", script, timeout=1200)  # fmt: skip
     finally:
         apt.unlink()
 
@@ -178,7 +187,7 @@ def _fetch(package: str, layers: tuple[Path, ...], path: Path) -> None:
     cache.start()
     mount(layers, path / "upper", path / "work", path / "root")
     try:
-        _chroot(path / "root", f"apt-get -q update; mkdir /unpacked; cd /unpacked; apt-get -q download {package}; "
+        chroot(path / "root", f"apt-get -q update; mkdir /unpacked; cd /unpacked; apt-get -q download {package}; "
                                f"dpkg -x {package}_*.deb files")  # fmt: skip
         shutil.copytree(path / "root/unpacked/files", path / "files", symlinks=True)
     finally:
@@ -194,7 +203,7 @@ def _install(packages: tuple[str, ...], layers: tuple[Path, ...], path: Path) ->
     try:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
-        _chroot(path / "root", f"apt-get -q update; apt-get -q -y install {' '.join(packages)}; apt-get clean; "
+        chroot(path / "root", f"apt-get -q update; apt-get -q -y install {' '.join(packages)}; apt-get clean; "
                                "rm -f /usr/sbin/policy-rc.d")  # fmt: skip
     finally:
         run("umount", path / "root")

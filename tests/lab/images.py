@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.lab import image
+from tests.lab import cache, image
 from tests.lab.state import ROOT, LabError, lock, run
 
 _MADE = "2026-01-01T00:00:00Z"
@@ -168,7 +168,160 @@ def _platforms(tag: str) -> Image | Index:
     return kinds[tag]
 
 
-CATALOGUE: dict[str, Callable[[str], Image | Index]] = {"busybox": _busybox, "platforms": _platforms}
+def _postgres(tag: str) -> Image:
+    """Debian's server behind an entrypoint with the manners of the official image; uid 999."""
+    config = {"Env": [_PATH.replace("=", "=/usr/lib/postgresql/17/bin:"), "LANG=C.UTF-8", "PGDATA=/var/lib/postgresql/data"],
+              "Entrypoint": ["docker-entrypoint.sh"], "Cmd": ["postgres"], "StopSignal": "SIGINT",
+              "ExposedPorts": {"5432/tcp": {}}, "Volumes": {"/var/lib/postgresql/data": {}}}  # fmt: skip
+    return Image((*_layers("base", "postgres"), _own("postgres")), config)
+
+
+def _redis(tag: str) -> Image:
+    """Debian's server behind an entrypoint with the manners of the official image; uid 999."""
+    config = {"Env": [_PATH], "Entrypoint": ["docker-entrypoint.sh"], "Cmd": ["redis-server"], "WorkingDir": "/data",
+              "ExposedPorts": {"6379/tcp": {}}, "Volumes": {"/data": {}}}  # fmt: skip
+    return Image((*_layers("base", "redis"), _own("redis")), config)
+
+
+def _s3(tag: str) -> Image:
+    """An S3 server that is configured like MinIO and keeps its objects in /data."""
+    config = {"Env": [_PATH, "NODE_PATH=/opt/s3/node_modules"], "Entrypoint": ["node", "/opt/s3/server.js"],
+              "Cmd": ["server", "/data"], "ExposedPorts": {"9000/tcp": {}}, "Volumes": {"/data": {}}}  # fmt: skip
+    server = (_CONTAINERS / "s3/server.js").read_text()
+    return Image((*_layers("base", "node"), _text_layer({"/opt/s3/server.js": server})), config)
+
+
+CATALOGUE: dict[str, Callable[[str], Image | Index]] = {
+    "busybox": _busybox, "platforms": _platforms, "postgres": _postgres, "redis": _redis, "s3": _s3,
+}  # fmt: skip
+
+
+def _own(name: str) -> Layer:
+    return _text_layer({"/usr/local/bin/docker-entrypoint.sh": (_CONTAINERS / name / "entrypoint.sh").read_text()})
+
+
+# --- layers from Debian packages --------------------------------------------------------------------------------------
+
+_RELEASE = "trixie"  # PostgreSQL 17, Redis 8, Python 3.13
+_WITHOUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*",
+            # PostgreSQL's just-in-time compiler is twice the size of PostgreSQL.
+            "/usr/lib/x86_64-linux-gnu/libLLVM*", "/usr/lib/x86_64-linux-gnu/libz3*", "/usr/lib/postgresql/*/lib/bitcode/*",
+            "/usr/lib/postgresql/*/lib/llvmjit*")  # fmt: skip
+_INSTALL = "apt-get -q update; apt-get -q -y -o Dpkg::Options::=--force-unsafe-io install --no-install-recommends"
+_NPM = "10.9.9"
+_NPM_SHA512 = (
+    "d60fba8cb42f688b81e33c2f1cbef2ad7b977166700ec0ad057f1b6d60ea6ef2"
+    "524abf673e20c35931cd8305d1dbb8887134d6eefdc0e7b8435bd458bf65b862"
+)
+_CLEAN = "apt-get clean; rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /tmp/*"
+_CONTAINERS = Path(__file__).parent / "apps/containers"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """How one layer comes about on top of others."""
+
+    script: str
+    files: tuple[Path, ...] = ()  # of this repository, found in /lab while the script runs
+    sockets: str = ""  # a directory that anybody may put a socket in; what a script leaves in /run is lost
+
+
+_STEPS = {
+    "postgres": _Step(
+        "groupadd -r -g 999 postgres; useradd -r -u 999 -g 999 -d /var/lib/postgresql -s /bin/bash postgres; "
+        "mkdir -p /etc/postgresql-common; echo create_main_cluster=false > /etc/postgresql-common/createcluster.conf; "
+        f"{_INSTALL} postgresql-17; "
+        "mkdir -p /docker-entrypoint-initdb.d /var/lib/postgresql/data; "
+        "chown -R postgres:postgres /var/lib/postgresql; chmod 1777 /var/lib/postgresql/data; "
+        "rm -rf /usr/share/perl /usr/lib/x86_64-linux-gnu/perl /usr/lib/x86_64-linux-gnu/libperl* /usr/share/i18n; "
+        "sed -ri \"s/^#?listen_addresses .*/listen_addresses = '*'/; s/^#?jit .*/jit = off/\" "
+        "/usr/share/postgresql/17/postgresql.conf.sample",
+        sockets="run/postgresql",
+    ),
+    "redis": _Step(
+        "groupadd -r -g 999 redis; useradd -r -u 999 -g 999 -d /data -s /usr/sbin/nologin redis; "
+        f"{_INSTALL} redis-server; mkdir /data; chown redis:redis /data"
+    ),
+    "node": _Step(
+        # npm as it comes from its registry: Debian's is 300 packages.
+        f"{_INSTALL} nodejs curl; cd /tmp; curl -fsS --cacert /lab/ca.pem -o npm.tgz $NPM_REGISTRY/npm/-/npm-{_NPM}.tgz; "
+        f"echo '{_NPM_SHA512}  npm.tgz' | sha512sum --quiet -c; tar xzf npm.tgz; "
+        "mkdir -p /opt/s3 /data; cd /opt/s3; cp /lab/package.json /lab/package-lock.json .; "
+        "node /tmp/package/bin/npm-cli.js ci --ignore-scripts --no-audit --no-fund --registry $NPM_REGISTRY; rm -rf /root/.npm",
+        (_CONTAINERS / "s3/package.json", _CONTAINERS / "s3/package-lock.json"),
+    ),
+    "python": _Step(f"{_INSTALL} python3 python3-venv curl"),
+}
+
+
+def _layers(*names: str) -> tuple[Layer, ...]:
+    """Return the layers of the given steps, one on top of the other, built once per recipe; the first is ``base``."""
+    found: list[Path] = []
+    for name in names:
+        below = tuple(found)
+        with lock(f"container-{name}"):
+            if name == "base":
+                key = image.recipe(_RELEASE, _WITHOUT)
+                build = _build_base
+            else:
+                step = _STEPS[name]
+                key = image.recipe(below[-1].name, step.script, step.sockets, [file.read_text() for file in step.files])
+
+                def build(path: Path, step: _Step = step, below: tuple[Path, ...] = below) -> None:
+                    _build_step(path, step, below)
+
+            found.append(image.built(f"container-{name}", key, build))
+    return tuple(map(_read_layer, found))
+
+
+def _build_base(path: Path) -> None:
+    without = [f"--dpkgopt=path-exclude={pattern}" for pattern in _WITHOUT]
+    image.bootstrap(_RELEASE, path / "tree", *without)
+    image.chroot(path / "tree", _CLEAN)
+    (path / "tree/etc/machine-id").unlink(missing_ok=True)
+    _write_layer(path, path / "tree", compress=False)
+
+
+def _build_step(path: Path, step: _Step, below: tuple[Path, ...]) -> None:
+    """Run a step's script on an overlay of the layers below; what it wrote is the new layer."""
+    cache.start()
+    lab = path / "lab"
+    lab.mkdir()
+    for file in step.files:
+        shutil.copy(file, lab)
+    (lab / "ca.pem").write_text(cache.certificate_authorities())
+    (lab / "pip.conf").write_text(cache.pip_configuration("/nowhere").replace("/etc/ssl/certs/ca-certificates.crt", "/lab/ca.pem"))
+    image.mount(tuple(reversed([directory / "tree" for directory in below])), path / "tree", path / "work", path / "root")
+    try:
+        policy = path / "root/usr/sbin/policy-rc.d"
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+        image.chroot(path / "root", f"{step.script}; {_CLEAN}; rm /usr/sbin/policy-rc.d", f"--bind-ro={lab}:/lab",
+                     "--setenv=PIP_CONFIG_FILE=/lab/pip.conf", "--setenv=npm_config_cafile=/lab/ca.pem",
+                     "--setenv=PIP_NO_CACHE_DIR=1", f"--setenv=NPM_REGISTRY={_npm_registry()}")  # fmt: skip
+        for leftover in ("lab", "etc/resolv.conf"):
+            _forget(path / "root" / leftover)
+    finally:
+        run("umount", path / "root")
+    if step.sockets:
+        (path / "tree" / step.sockets).mkdir(parents=True)
+        (path / "tree" / step.sockets).chmod(0o1777)
+    for scratch in ("work", "root", "lab"):
+        shutil.rmtree(path / scratch)
+    _write_layer(path, path / "tree", compress=False)
+
+
+def _npm_registry() -> str:
+    """Return the registry that this machine's npm uses, or npm's default."""
+    found = run("npm", "config", "get", "registry", check=False).strip() if shutil.which("npm") else ""
+    return (found or "https://registry.npmjs.org").rstrip("/")
+
+
+def _forget(path: Path) -> None:
+    if path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
