@@ -11,11 +11,9 @@ import re
 import shlex
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pyinfra import host
-from pyinfra.api import Host, OperationValueError, State, StringCommand, operation
-from pyinfra.connectors.util import CommandOutput
+from pyinfra.api import OperationValueError, StringCommand, operation
 
 from facts.backup import CONFIG, STATE, BackupSources
 from operations import dpkg, fileset, schedule, script
@@ -220,7 +218,7 @@ def source(
     )
     found = host.get_fact(BackupSources, sources=[source]).get(source)
     if found is None or found.opened_with != found.digest:
-        yield _Told(_program("init", source))
+        yield script.Told(_program("init", source))
 
     sandbox = job_sandbox(kind, path, policy)
     for name, command, when, words in (
@@ -237,19 +235,8 @@ def source(
         )
 
 
-class _Told(StringCommand):
-    """A command whose output is the result that its caller wants to see, not a log."""
-
-    def execute(self, state: State, host: Host, connector_arguments: Any) -> tuple[bool, CommandOutput]:
-        success, output = super().execute(state, host, connector_arguments)
-        if success and not state.print_output:
-            for line in output.stdout_lines:
-                host.log(line)
-        return success, output
-
-
 def _start(unit: str) -> StringCommand:
-    return _Told("sh -s", _stdin=script.text(["backup/start.sh"], {"unit": unit}))
+    return script.Told("sh -s", _stdin=script.text(["backup/start.sh"], {"unit": unit}))
 
 
 def _program(*words: str) -> str:
@@ -265,7 +252,7 @@ def run(source: str, accept_smaller: bool = False) -> Generator[StringCommand, N
     + accept_smaller: store the copy although it is much smaller than the last verified one
     """
     if accept_smaller:
-        yield _Told(_program("run", source, "--accept-smaller"))
+        yield script.Told(_program("run", source, "--accept-smaller"))
     else:
         yield _start(f"hostwright-backup-{source}.service")
 
@@ -299,7 +286,7 @@ def restore(
             f"""backup.restore: at must be text, write 'at="..."' with the quotes, got {at!r}"""
         )
     # In a unit of its own: a connection that breaks must not leave a half restored host behind.
-    yield _Told(
+    yield script.Told(
         f"systemd-run --quiet --wait --pipe --collect --unit={shlex.quote(f'hostwright-backup-{source}-restore')}",
         _program("restore", source, f"--at={at}", f"--repository={repository}"),
     )
@@ -312,4 +299,4 @@ def copies(source: str) -> Generator[StringCommand, None, None]:
 
     + source: its name
     """
-    yield _Told(_program("list", source))
+    yield script.Told(_program("list", source))

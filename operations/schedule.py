@@ -21,7 +21,7 @@ UNITS = "/etc/systemd/system"
 
 _WHEN_FORMS = (
     "'HH:MM' (daily), 'Sun HH:MM', 'Mon,Thu HH:MM' or 'Mon..Fri HH:MM' (weekly), '*-*-15 HH:MM' (monthly), "
-    "'*:MM' (hourly) or '*:0/N' (every N minutes, N divides 60)"
+    "'0/N:MM' (every N hours, N divides 24), '*:MM' (hourly) or '*:0/N' (every N minutes, N divides 60)"
 )
 # cron reads a file of /etc/cron.d only when its name has none but these characters (man cron, "run-parts" rules).
 _JOB = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -85,6 +85,8 @@ def calendar(when: str) -> Calendar:
         return Calendar(on_calendar, " ".join([*fields, _cron_days(days)]))
     if hourly := re.fullmatch(r"\*:([0-5]\d)", when):
         return Calendar(f"*-*-* *:{hourly[1]}:00", f"{int(hourly[1])} * * * *")
+    if (hours := re.fullmatch(r"0/([1-9]\d?):([0-5]\d)", when)) and 24 % int(hours[1]) == 0:
+        return Calendar(f"*-*-* 00/{int(hours[1])}:{hours[2]}:00", f"{int(hours[2])} */{int(hours[1])} * * *")
     if (every := re.fullmatch(r"\*:0/([1-9]\d?)", when)) and 60 % int(every[1]) == 0:
         return Calendar(f"*-*-* *:00/{int(every[1])}:00", f"*/{int(every[1])} * * * *")
     raise ValueError(f"when must be {_WHEN_FORMS}, got {when!r}")
@@ -156,7 +158,7 @@ def job(
     + job: its name: ``<job>.service`` and ``<job>.timer`` or ``/etc/cron.d/<job>``; lower case, digits, ``-`` and ``_``
     + command: program with absolute path, then its arguments; no shell reads them
     + description: what ``systemctl status`` and the log call it; its name when empty
-    + when: ``'02:00'``, ``'Sun 04:00'``, ``'Mon..Fri 04:00'``, ``'*-*-01 03:30'``, ``'*:15'``, ``'*:0/10'``, in the host's time zone
+    + when: ``'02:00'``, ``'Sun 04:00'``, ``'Mon..Fri 04:00'``, ``'*-*-01 03:30'``, ``'0/6:17'``, ``'*:15'``, ``'*:0/10'``, in the host's time zone
     + by: ``timer`` (a run that a powered-off host missed is made up for) or ``cron`` (it is not)
     + user: who runs it
     + timeout_seconds: after that it is killed and the run has failed

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyinfra.api import StringCommand
+from pyinfra.api import Host, State, StringCommand
+from pyinfra.connectors.util import CommandOutput
 
 from settings.secret import Secret
 
@@ -32,6 +33,18 @@ _os.makedirs("/run/hostwright", exist_ok=True)
 _busy = open("/run/hostwright/busy", "a")
 _fcntl.flock(_busy, _fcntl.LOCK_SH)
 """
+
+
+class Told(StringCommand):
+    """A command whose output is the result that its caller wants to see, not a log."""
+
+    def execute(self, state: State, host: Host, connector_arguments: Any) -> tuple[bool, CommandOutput]:
+        success, output = super().execute(state, host, connector_arguments)
+        if success and not state.print_output:
+            for line in output.stdout_lines:
+                host.log(line)
+        return success, output
+
 
 Value = str | int | bool | Secret
 

@@ -19,6 +19,7 @@ from operations.template import render
         ("*-03-01 00:00:00", "*-03-01 00:00:00", "0 0 1 3 *"),
         ("02:00:30", "*-*-* 02:00:30", ""),
         ("Mon *-*-01 02:00", "Mon *-*-01 02:00:00", ""),
+        ("0/6:17", "*-*-* 00/6:17:00", "17 */6 * * *"),
         ("*:05", "*-*-* *:05:00", "5 * * * *"),
         ("*:0/10", "*-*-* *:00/10:00", "*/10 * * * *"),
     ],
@@ -30,7 +31,7 @@ def test_calendar_says_the_same_to_systemd_and_cron(when: str, on_calendar: str,
 @pytest.mark.parametrize(
     "when",
     ["", "2:00", "24:00", "02:60", "daily", "Sun", "sun 04:00", "Sun, 04:00", "15 03:00", "*-*-32 03:00",
-     "*:0/7", "*:0/0", "2026-01-01 02:00", " 02:00", "02:00 ", "02:00\n"],
+     "*:0/7", "*:0/0", "0/5:00", "0/0:00", "1/6:00", "0/6:60", "2026-01-01 02:00", " 02:00", "02:00 ", "02:00\n"],
 )  # fmt: skip
 def test_calendar_refuses_what_is_no_such_moment(when: str) -> None:
     with pytest.raises(ValueError, match="when must be 'HH:MM'"):
