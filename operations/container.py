@@ -73,11 +73,18 @@ class Health:
 
 @dataclass(frozen=True)
 class Log:
-    """Where what the container prints goes: ``json-file`` or ``local``, with limits, or ``journald``, which has its own."""
+    """
+    Where what the container prints goes: ``json-file`` or ``local``, with limits, ``journald``, which has its own, or to a
+    collector: ``syslog``, ``gelf`` and ``fluentd``.
+
+    + address: of the collector, in the words of its driver; what it does not take in time is dropped, so that the
+      application never waits for it
+    """
 
     driver: str = "json-file"
     max_size_mb: int = 10
     files: int = 3
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,8 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 
 _WORDS = ("command", "entrypoint", "groups", "cap_drop", "cap_add", "tmpfs")
-_LOG_DRIVERS = ("json-file", "local", "journald")
+_SHIPPING_DRIVERS = ("syslog", "gelf", "fluentd")
+_LOG_DRIVERS = ("json-file", "local", "journald", *_SHIPPING_DRIVERS)
 
 
 def environment_text(spec: Spec) -> str:
@@ -274,6 +282,10 @@ def _limit_faults(spec: Spec) -> list[str]:
                 faults.append(f"health: {key} must be a whole number of at least {least}, got {getattr(health, key)!r}")
     if spec.log.driver not in _LOG_DRIVERS:
         faults.append(f"log: driver must be one of {', '.join(_LOG_DRIVERS)}, got {spec.log.driver!r}")
+    if bool(spec.log.address) != (spec.log.driver in _SHIPPING_DRIVERS):
+        faults.append(f"log: address goes with {', '.join(_SHIPPING_DRIVERS)}, got {spec.log.address!r} for {spec.log.driver!r}")
+    if re.search(r"[\s,]", spec.log.address):
+        faults.append(f"log: address must hold no blank and no comma, got {spec.log.address!r}")
     for key in ("max_size_mb", "files"):
         if not _whole(getattr(spec.log, key), 1):
             faults.append(f"log: {key} must be a whole number of at least 1, got {getattr(spec.log, key)!r}")
@@ -367,6 +379,19 @@ def _hash_of_environment(spec: Spec) -> str:
     return hashlib.sha256(environment_text(spec).encode()).hexdigest()
 
 
+def _values(container: str, spec: Spec | None, pull: str, start_seconds: int) -> dict[str, Any]:
+    """Return what ``files/container/converge.py`` takes; without a spec it takes the container away."""
+    values: dict[str, Any] = {"container": container, "spec": None, "start_seconds": start_seconds}
+    if spec:
+        values |= {
+            "spec": canonical(spec),
+            "spec_hash": spec_hash(spec),
+            "environment_hash": _hash_of_environment(spec),
+            "pull": pull,
+        }
+    return values
+
+
 def owed(spec: Spec, found: ContainerState) -> list[str]:
     """Return why a container is not as its spec says, in words; empty when it is."""
     if not found.engine:
@@ -440,22 +465,15 @@ def container(
     )
     if found.refused:
         raise OperationError(f"container.container {container}: {found.refused}")
-    values: dict[str, Any] = {"container": container, "spec": None, "start_seconds": start_seconds}
     if spec is None or not present:
         if not (found.id or found.repair or found.has_file):
             host.noop(f"container {container} is not there")
             return
-    else:
-        if not owed(spec, found):
-            host.noop(f"container {container} runs as its spec says")
-            return
-        values |= {
-            "spec": canonical(spec),
-            "spec_hash": spec_hash(spec),
-            "environment_hash": _hash_of_environment(spec),
-            "pull": pull,
-        }
-    yield script.python(*_PROGRAMS, values=values)
+        spec = None
+    elif not owed(spec, found):
+        host.noop(f"container {container} runs as its spec says")
+        return
+    yield script.python(*_PROGRAMS, values=_values(container, spec, pull, start_seconds))
 
 
 @operation()

@@ -24,6 +24,7 @@ A spec is what ``operations.container.canonical`` returns.
 """
 
 import base64
+import calendar
 import contextlib
 import fcntl
 import http.client
@@ -192,6 +193,12 @@ def name_of(container):
 
 def label_of(container, key):
     return (container["Config"].get("Labels") or {}).get(key, "")
+
+
+def age(container):
+    """Return how long ago a container was started (s), by this host's clock."""
+    started = time.strptime(container["State"]["StartedAt"][:19], "%Y-%m-%dT%H:%M:%S")
+    return time.time() - calendar.timegm(started)
 
 
 def is_running(container):
@@ -451,8 +458,13 @@ def create_arguments(name, spec, labels, env_file):
         add("--health-timeout", f"{health['timeout_seconds']}s")
         add("--health-retries", health["retries"])
         add("--health-start-period", f"{health['start_seconds']}s")
-    add("--log-driver", spec["log"]["driver"])
-    if spec["log"]["driver"] != "journald":
+    driver = spec["log"]["driver"]
+    add("--log-driver", driver)
+    if spec["log"]["address"]:
+        add("--log-opt", "{}-address={}".format(driver, spec["log"]["address"]), "mode=non-blocking", "tag={{.Name}}")
+        if driver == "fluentd":
+            add("--log-opt", "fluentd-async=true")
+    elif driver != "journald":
         add("--log-opt", f"max-size={spec['log']['max_size_mb']}m", f"max-file={spec['log']['files']}")
     for option, key in (("--user", "user"), ("--hostname", "hostname"), ("--platform", "platform")):
         if spec[key]:
@@ -538,7 +550,7 @@ def _last_check(container):
 
 def wait_healthy(name, seconds, settle_seconds=3, restarts=0):
     """
-    Wait until a container is well: its health check says so or, without one, it has run for ``settle_seconds``.
+    Wait until a container is well: its health check says so or, without one, it runs for ``settle_seconds``.
 
     + restarts: how often it had been restarted before
     """
@@ -554,7 +566,8 @@ def wait_healthy(name, seconds, settle_seconds=3, restarts=0):
             return
         if health == "unhealthy":
             fail(f"{name} is unhealthy{_last_check(container)}")
-        if not health and time.monotonic() - began >= settle_seconds:
+        # Its age is in whole seconds, and a clock may jump.
+        if not health and max(age(container) - 1, time.monotonic() - began) >= settle_seconds:
             return
         if time.monotonic() >= end:
             fail(f"{name} did not become healthy within {seconds} s{_last_check(container)}")
