@@ -464,6 +464,9 @@ class Mcbench(Section):
     settle_seconds: Annotated[int, Field(ge=0, le=600)] = Field(
         10, description="time it must then stay healthy before it takes traffic"
     )
+    check_interval_seconds: Annotated[int, Field(ge=1, le=600)] = Field(
+        20, description="time between two health checks of a worker or of Flower; each starts a Python in its container"
+    )
     web_drain_seconds: Seconds = Field(60, description="time that an old api has to finish its requests")
     task_drain_seconds: Seconds = Field(
         86400,
@@ -894,7 +897,16 @@ class Mcbench(Section):
             yield Fault("humanize_logs", f"must be False when mcbench_log_driver is {self.log_driver!r}: collectors read JSON", True)
 
     @rule
-    def _drain_is_long_enough(self) -> Iterator[Fault]:
+    def _checks_fit_into_the_start(self) -> Iterator[Fault]:
+        if self.check_interval_seconds >= self.start_timeout_seconds:
+            yield Fault(
+                "check_interval_seconds",
+                f"must be less than mcbench_start_timeout_seconds ({self.start_timeout_seconds})",
+                self.check_interval_seconds,
+            )
+
+    @rule
+    def _questions_go_together(self) -> Iterator[Fault]:
         if bool(self.quiesce_command) != bool(self.busy_command):
             missing, given = ("busy", "quiesce") if self.quiesce_command else ("quiesce", "busy")
             yield Fault(f"{missing}_command", f"is required with mcbench_{given}_command")

@@ -1,0 +1,680 @@
+"""
+The mcbench fleet in containers: databases, migrations, workers, APIs, and nginx in front of them.
+
+Read top to bottom, it is the run book: what a host does of it, its groups say. What each step guards against is told in
+docs/mcbench.md.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pyinfra import host, logger
+from pyinfra.api import DeployError, FactBase, OperationError, StringCommand, deploy, operation
+from pyinfra.context import ctx_state
+
+from deploys import current
+from deploys.mcbench_store import buckets
+from facts.replicas import Replicas
+from operations import certificate, cleanup, container, dpkg, nginx, replicas
+from operations.container import Health, Log, Mount, Network, Publish, Spec
+from operations.nginx import Location, RateLimit, Upstream
+from settings import Backup, Certificate, Mcbench
+from settings.env import render
+from settings.mcbench import RENDER_PLATFORM, SERVICES, WEB, WORKERS
+from settings.secret import Secret
+
+NETWORK = "mcbench"
+JOBS = "mcbench-jobs"
+JOB_LABEL = "mcbench.job"
+SOCKET = "/var/run/docker.sock"
+WEB_PORT = 8000
+FLOWER_PORT = 5555
+# First port on loopback of either colour of the APIs: instance n of a colour listens on the n-th port after it.
+# The order in which a release goes out, whoever takes a task before whoever makes one: a worker throws away what it does
+# not know. One that failed on any host holds back those after it on all hosts.
+ORDER = ("server-worker", "render-worker", "admin-worker", "worker", "admin-api", "api")
+PORTS = {"api": (18000, 18100), "admin-api": (18200, 18300)}
+
+# nginx allows this much more than the application, so that clients read the application's own 413.
+_BODY_MARGIN = 64 * 1024
+_ASK = (Path(__file__).parents[1] / "files/mcbench/worker.py").read_text()
+# What the entrypoints of database images need while they are root: to hand their volume to a user, and to become it.
+_ENTRYPOINT = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID")
+
+
+def name(component: str) -> str:
+    """Return what a component's containers, network names and sites are called on a host."""
+    return f"mcbench-{component}"
+
+
+@deploy("mcbench")
+def mcbench() -> None:
+    """Converge one host to its part of the mcbench fleet."""
+    settings = current().mcbench
+    if settings is None:
+        return
+    _ground(settings)
+    _services(settings)
+    _images(settings)
+    _migrate(settings)
+    _workers(settings)
+    _scheduler(settings)
+    _web(settings)
+    _flower(settings)
+    _cleanup(settings)
+    _backup(settings, current().backup)
+    # Last, since it needs nginx to answer from outside: where it fails, all else is done and served self-signed.
+    _certificates(settings, current().certificate)
+
+
+# --- by hand --------------------------------------------------------------------------------------------------------
+
+
+@deploy("mcbench status")
+def status() -> None:
+    """Say what runs of each component, how well, and what a rollback would go to. Changes nothing."""
+    settings = current().mcbench
+    if settings is None:
+        return
+    for component in settings.components:
+        for line in component_status(settings, component):
+            logger.info(f"    [{host.name}] {line}")
+
+
+def component_status(settings: Mcbench, component: str) -> list[str]:
+    """Return the lines about one component on this host."""
+    if component in (*SERVICES, "scheduler", "admin-flower"):
+        found = host.get_fact(Containers, names=[name(component)]).get(name(component), "is not there")
+        return [f"{component}: {found}"]
+    state = host.get_fact(Replicas, component=name(component))
+    if state.fault:
+        return [f"{component}: cannot be asked: {state.fault}"]
+    if not state.release:
+        return [f"{component}: nothing is rolled out"]
+    wanted = settings.count(component)
+    well = [one for one in state.instances if one.release == state.release and one.state == "running" and one.health in ("", "healthy")]
+    lines = [f"{component}: release {state.release}, {len(well)} of {wanted} well, {settings.image(component)} is wanted"]
+    lines += [
+        f"{component}: {one.name} is {one.state}{' and ' + one.health if one.health else ''}"
+        for one in state.instances
+        if one not in well
+    ]
+    if state.previous:
+        lines.append(f"{component}: rollback goes to release {state.previous}")
+    return lines
+
+
+@deploy("mcbench rollback")
+def rollback() -> None:
+    """
+    Go back to what ran before on every component: image, variables, limits; who makes tasks before who takes them.
+
+    The database stays migrated. The inventory still names the newer version: the next converge goes forward again, unless
+    it is changed. Flower and the scheduler have no past of their own: a converge with the older version brings theirs.
+    """
+    settings = current().mcbench
+    if settings is None:
+        return
+    if "api" in settings.components:
+        replicas.rollback(name("api"), name="Roll back api", _parallel=settings.batch)
+    if "admin-api" in settings.components:
+        replicas.rollback(name("admin-api"), name="Roll back admin-api", _parallel=settings.batch)
+    if "worker" in settings.components:
+        replicas.rollback(name("worker"), name="Roll back worker", _parallel=settings.batch)
+    if "admin-worker" in settings.components:
+        replicas.rollback(name("admin-worker"), name="Roll back admin-worker", _parallel=settings.batch)
+    if "render-worker" in settings.components:
+        replicas.rollback(name("render-worker"), name="Roll back render-worker", _parallel=settings.batch)
+    if "server-worker" in settings.components:
+        replicas.rollback(name("server-worker"), name="Roll back server-worker", _parallel=settings.batch)
+
+
+@deploy("mcbench scale")
+def scale(component: str = "", count: int = 0) -> None:
+    """
+    Run another number of containers of one component on each of its hosts: `component=worker count=4`.
+
+    The next converge goes by the setting again: change `mcbench_worker_count` too, to keep it.
+    Raises DeployError for a component that has no number, and for a number that is none.
+    """
+    settings = current().mcbench
+    if component not in (*WEB, *WORKERS):
+        raise DeployError(f"mcbench.scale: component must be one of {', '.join((*WEB, *WORKERS))}, got {component!r}")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 64:
+        raise DeployError(f"mcbench.scale: count must be 1 to 64, got {count!r}")
+    if settings is not None and component in settings.components:
+        replicas.scale(name(component), count, name="Scale")
+
+
+@deploy("mcbench migrate")
+def migrate() -> None:
+    """Migrate the database with the api image of the inventory, and switch nothing."""
+    settings = current().mcbench
+    if settings is None or host.name != migrating_host(settings):
+        return
+    container.pulled([settings.image("api")], name="Pull the image of the api")
+    replicas.once(name("api"), job="migrate", spec=migration(settings), name="Migrate the database")
+
+
+class Containers(FactBase[dict[str, str]]):
+    """Return ``{name: "runs, healthy, IMAGE"}`` of the containers that are there, + names: asked for by name."""
+
+    def command(self, names: Sequence[str]) -> str:
+        form = "{{.Name}}\t{{.State.Status}}\t{{with .State.Health}}{{.Status}}{{end}}\t{{.Config.Image}}"
+        return f"docker inspect --type container -f {shlex.quote(form)} {shlex.join(names)} 2>/dev/null || :"
+
+    default = dict
+
+    def process(self, output: Iterable[str]) -> dict[str, str]:
+        found = {}
+        for line in output:
+            if line.count("\t") == 3:
+                each, state, health, image = line.split("\t")
+                found[each.lstrip("/")] = ", ".join(word for word in (state, health, image) if word)
+        return found
+
+
+# --- what everything stands on --------------------------------------------------------------------------------------
+
+
+def _ground(settings: Mcbench) -> None:
+    dpkg.packages(["ca-certificates", "curl", "python3"], name="Install packages")
+    container.network(NETWORK, name="Make the network")
+    if "server" in settings.roles:
+        container.network(JOBS, internal=not settings.jobs_internet, name="Make the network of the games")
+    for_data = [service for service in SERVICES if service in settings.components]
+    if "postgres" in for_data:
+        container.volume(name("postgres"), name="Make the volume of PostgreSQL")
+    if "redis" in for_data:
+        container.volume(name("redis"), name="Make the volume of Redis")
+    if "object" in for_data:
+        container.volume(name("object"), name="Make the volume of the object store")
+
+
+def environment(settings: Mcbench, component: str) -> Secret:
+    """Return the variables of a component's containers, in the words of docker."""
+    return Secret(render(settings.environment(component), consumer="docker"))
+
+
+def _log(settings: Mcbench) -> Log:
+    return Log(
+        driver=settings.log_driver,
+        max_size_mb=settings.log_max_size_mb,
+        files=settings.log_files,
+        address=settings.log_address,
+    )
+
+
+def spec(settings: Mcbench, component: str) -> Spec:
+    """Return what a container of a component is to be; the same for every one of them on a host."""
+    cpus, memory_mb = settings.limit(component)
+    plain = Spec(
+        image=settings.image(component),
+        environment=environment(settings, component),
+        networks=(Network(NETWORK),),
+        cpus=cpus,
+        memory_mb=memory_mb,
+        pids=4096,
+        log=_log(settings),
+    )
+    if component in SERVICES:
+        return _service_spec(settings, component, plain)
+    if component in WORKERS:
+        return _worker_spec(settings, component, plain)
+    if component == "admin-flower":
+        return replace(
+            plain,
+            command=settings.flower_command,
+            publish=(Publish(FLOWER_PORT, FLOWER_PORT),),
+            health=_health(settings, _python(_FLOWER_ANSWERS)),
+        )
+    return replace(plain, stop_seconds=settings.web_drain_seconds + 10) if component in WEB else plain
+
+
+def _health(settings: Mcbench, command: tuple[str, ...]) -> Health:
+    """A check that starts a Python: not often, and with time."""
+    return Health(
+        command,
+        interval_seconds=settings.check_interval_seconds,
+        timeout_seconds=30,
+        start_seconds=settings.start_timeout_seconds,
+    )
+
+
+def _python(program: str, *words: str) -> tuple[str, ...]:
+    return ("python3", "-c", program, *words)
+
+
+_FLOWER_ANSWERS = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{FLOWER_PORT}/healthcheck', timeout=10)"
+
+# Its configuration is read from stdin, so that the password is neither in a file nor in argv. What is in memory is also
+# in the log of the volume, and a full memory refuses new tasks instead of forgetting old ones.
+_REDIS = """exec docker-entrypoint.sh redis-server - <<EOF
+dir /data
+appendonly yes
+appendfsync everysec
+maxmemory {maxmemory_mb}mb
+maxmemory-policy noeviction
+protected-mode yes
+requirepass "$REDIS_PASSWORD"
+EOF"""
+
+
+def _service_spec(settings: Mcbench, service: str, plain: Spec) -> Spec:
+    inner = {"postgres": 5432, "redis": 6379, "object": settings.object_container_port}[service]
+    published = settings.service_ports.get(service)
+    common = replace(
+        plain,
+        networks=(Network(NETWORK, aliases=(service,)),),
+        publish=(Publish(published, inner, address=settings.internal_address),) if published else (),
+        cap_add=_ENTRYPOINT,
+    )
+    if service == "postgres":
+        user, database = shlex.quote(settings.postgres_user), shlex.quote(settings.postgres_db)
+        return replace(
+            common,
+            mounts=(Mount(name(service), "/var/lib/postgresql/data"),),
+            # By TCP: while the image makes its cluster, a server that is not the real one answers on the socket.
+            health=Health(("sh", "-c", f"pg_isready -q -h 127.0.0.1 -U {user} -d {database}")),
+            shm_mb=256,
+            # fast shutdown: connections are ended, nothing is lost
+            stop_signal="SIGINT",
+            stop_seconds=120,
+        )
+    if service == "redis":
+        text = _REDIS.format(maxmemory_mb=plain.memory_mb * 3 // 4)
+        return replace(
+            common,
+            command=("sh", "-c", text),
+            mounts=(Mount(name(service), "/data"),),
+            health=Health(("sh", "-c", 'REDISCLI_AUTH="$REDIS_PASSWORD" redis-cli ping | grep -q PONG')),
+            stop_seconds=60,
+        )
+    return replace(
+        common,
+        command=settings.object_command,
+        user=settings.object_user,
+        mounts=(Mount(name(service), settings.object_data),),
+        stop_seconds=60,
+    )
+
+
+def _worker_spec(settings: Mcbench, component: str, plain: Spec) -> Spec:
+    wanted = replace(
+        plain,
+        health=_health(settings, _python(_ASK, "ping")),
+        # Celery finishes what it has on SIGTERM; by then it has nothing, or the time for it is over.
+        stop_seconds=60,
+    )
+    if component == "render-worker":
+        return replace(wanted, platform=RENDER_PLATFORM)
+    if component == "server-worker":
+        return replace(
+            wanted,
+            networks=(Network(NETWORK), Network(JOBS)),
+            mounts=(Mount(SOCKET, SOCKET),),
+            groups=(str(settings.docker_group),) if settings.docker_group else (),
+        )
+    return wanted
+
+
+# --- databases ------------------------------------------------------------------------------------------------------
+
+
+def _services(settings: Mcbench) -> None:
+    if "postgres" in settings.components:
+        container.container(
+            name("postgres"),
+            spec(settings, "postgres"),
+            start_seconds=settings.start_timeout_seconds,
+            name="Run PostgreSQL",
+        )
+    if "redis" in settings.components:
+        container.container(
+            name("redis"), spec(settings, "redis"), start_seconds=settings.start_timeout_seconds, name="Run Redis"
+        )
+    if "object" in settings.components:
+        container.container(
+            name("object"),
+            spec(settings, "object"),
+            start_seconds=settings.start_timeout_seconds,
+            name="Run the object store",
+        )
+        buckets(
+            name("object"),
+            network=NETWORK,
+            port=settings.object_container_port,
+            access=settings.object_access_key_variable,
+            secret=settings.object_secret_key_variable,
+            buckets=[settings.internal_object_bucket, settings.external_object_bucket],
+            name="Make the buckets",
+        )
+
+
+# --- a release ------------------------------------------------------------------------------------------------------
+
+
+def images(settings: Mcbench) -> list[str]:
+    """Return what must be on the host before anything is switched: its components, and what server workers start."""
+    wanted = [settings.image(component) for component in settings.applications if component != "render-worker"]
+    if "server" in settings.roles:
+        wanted += [settings.minecraft_server_image, settings.minecraft_builder_image]
+    return list(dict.fromkeys(wanted))
+
+
+def _images(settings: Mcbench) -> None:
+    """On all hosts before the first switch: a release that lacks one image, or one platform, goes nowhere."""
+    if images(settings):
+        container.pulled(images(settings), name="Pull the images")
+    if "render" in settings.roles:
+        container.pulled([settings.image("render-worker")], platform=RENDER_PLATFORM, name="Pull the image for rendering")
+
+
+def migrating_host(settings: Mcbench) -> str:
+    """Return the host that migrates: the one that is set, or the first of `mcbench_api` in the inventory."""
+    members = ctx_state.get().inventory.groups.get("mcbench_api", [])  # type: ignore[no-untyped-call]
+    return settings.migrate_host or (members[0].name if members else "")
+
+
+def _migrate(settings: Mcbench) -> None:
+    if settings.migrate_enabled and host.name == migrating_host(settings):
+        replicas.once(
+            name("api"),
+            job="migrate",
+            spec=migration(settings),
+            name="Migrate the database",
+        )
+    switchable(migrating_host(settings) if settings.migrate_enabled else "", name="See that all hosts are ready")
+
+
+def migration(settings: Mcbench) -> Spec:
+    """Return the container that migrates: the new image of the api, with its variables, and nothing published."""
+    return replace(spec(settings, "api"), command=settings.migrate_command, restart="no", publish=(), health=None)
+
+
+@operation()
+def switchable(migrates: str) -> Generator[StringCommand, None, None]:
+    """
+    Refuse to switch anything on this host when another host of the fleet has failed in this run.
+
+    + migrates: the host that migrates the database, or empty
+
+    Hosts that were not reached do not count: they switch when they are back.
+    """
+    state = ctx_state.get()  # type: ignore[no-untyped-call]
+    fleet = {member.name for group, members in state.inventory.groups.items() if group.startswith("mcbench_") for member in members}
+    failed = sorted(each.name for each in state.failed_hosts & state.activated_hosts if each.name in fleet)
+    if failed:
+        what = f"the migration on {migrates}" if migrates in failed else f"the preparation of {', '.join(failed)}"
+        raise OperationError(f"mcbench: {what} failed: nothing is switched, the old release serves on")
+    host.noop("no host of the fleet has failed")
+    yield from ()
+
+
+def before(component: str) -> tuple[str, ...]:
+    """Return what must not have failed before a component is rolled out; the api stands for its migration too."""
+    earlier = ORDER[: ORDER.index(component)]
+    return tuple(name(each) for each in (*earlier, *(["api"] if component != "api" else [])))
+
+
+def _ask_worker(settings: Mcbench) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the commands that make a worker take no more tasks, and that say how many it has."""
+    if settings.quiesce_command:
+        return settings.quiesce_command, settings.busy_command
+    return _python(_ASK, "quiesce"), _python(_ASK, "busy")
+
+
+def _workers(settings: Mcbench) -> None:
+    quiesce, busy = _ask_worker(settings)
+    if "server-worker" in settings.components:
+        replicas.workers(
+            name("server-worker"),
+            spec(settings, "server-worker"),
+            settings.count("server-worker"),
+            drain_seconds=settings.task_drain_seconds,
+            quiesce=quiesce,
+            busy=busy,
+            start_seconds=settings.start_timeout_seconds,
+            settle_seconds=settings.settle_seconds,
+            keep=settings.keep_releases,
+            after=before("server-worker"),
+            name="Roll out server-worker",
+            _parallel=settings.batch,
+        )
+    if "render-worker" in settings.components:
+        replicas.workers(
+            name("render-worker"),
+            spec(settings, "render-worker"),
+            settings.count("render-worker"),
+            drain_seconds=settings.task_drain_seconds,
+            quiesce=quiesce,
+            busy=busy,
+            start_seconds=settings.start_timeout_seconds,
+            settle_seconds=settings.settle_seconds,
+            keep=settings.keep_releases,
+            after=before("render-worker"),
+            name="Roll out render-worker",
+            _parallel=settings.batch,
+        )
+    if "admin-worker" in settings.components:
+        replicas.workers(
+            name("admin-worker"),
+            spec(settings, "admin-worker"),
+            settings.count("admin-worker"),
+            drain_seconds=settings.task_drain_seconds,
+            quiesce=quiesce,
+            busy=busy,
+            start_seconds=settings.start_timeout_seconds,
+            settle_seconds=settings.settle_seconds,
+            keep=settings.keep_releases,
+            after=before("admin-worker"),
+            name="Roll out admin-worker",
+            _parallel=settings.batch,
+        )
+    if "worker" in settings.components:
+        replicas.workers(
+            name("worker"),
+            spec(settings, "worker"),
+            settings.count("worker"),
+            drain_seconds=settings.task_drain_seconds,
+            quiesce=quiesce,
+            busy=busy,
+            start_seconds=settings.start_timeout_seconds,
+            settle_seconds=settings.settle_seconds,
+            keep=settings.keep_releases,
+            after=before("worker"),
+            name="Roll out worker",
+            _parallel=settings.batch,
+        )
+
+
+def _scheduler(settings: Mcbench) -> None:
+    """Never two at once, not even for a moment: each would send every task."""
+    if "scheduler" in settings.components:
+        container.container(
+            name("scheduler"),
+            spec(settings, "scheduler"),
+            start_seconds=settings.start_timeout_seconds,
+            name="Run the scheduler",
+        )
+
+
+# --- the web --------------------------------------------------------------------------------------------------------
+
+
+def _probe(domain: str, path: str) -> str:
+    """The health check as a client makes it: name, TLS, nginx. Who signed the certificate is not its question."""
+    url = f"https://{domain}{path}"
+    return shlex.join(["curl", "-fsSk", "-o", "/dev/null", "-m", "10", "--resolve", f"{domain}:443:127.0.0.1", url])
+
+
+def locations(settings: Mcbench, component: str) -> list[Location]:
+    """Return what nginx passes on to an API or to Flower; admin-api and Flower to declared networks only."""
+    networks = None if component == "api" else tuple(map(str, settings.admin_networks))
+    is_limited = component == "api" and settings.rate_limit_per_second
+    everything = Location(
+        "/",
+        upstream=name(component),
+        timeout_seconds=settings.request_timeout_seconds,
+        websocket=True,
+        rate_limit=RateLimit(settings.rate_limit_per_second, settings.rate_limit_burst) if is_limited else None,
+        networks=networks,
+    )
+    if component == "admin-flower":
+        return [everything]
+    # Health is asked often and by many behind one address; it is cheap.
+    return [everything, replace(everything, path=settings.health_path, match="exact", rate_limit=None, websocket=False)]
+
+
+def upstream(component: str) -> Upstream:
+    """Return the servers behind a site: of the APIs the rollout says which, Flower has one."""
+    if component == "admin-flower":
+        return Upstream(name(component), (f"127.0.0.1:{FLOWER_PORT}",))
+    # No keepalive: after a switch, an idle connection would still lead to the colour that goes.
+    return Upstream(name(component), (f"127.0.0.1:{PORTS[component][0]}",), keepalive=0, switched=True)
+
+
+def admin_domains(settings: Mcbench) -> list[str]:
+    """Return the names of admin-api and Flower, which share a certificate."""
+    shown = [settings.admin_domain, settings.flower_domain if settings.flower_enabled else None]
+    return [domain for domain in shown if domain]
+
+
+def _web(settings: Mcbench) -> None:
+    if "api" in settings.roles:
+        certificate.bootstrap(name("api"), domains=settings.api_domains, name="Have a certificate of the api to start with")
+    if "admin" in settings.roles:
+        certificate.bootstrap(
+            name("admin"), domains=admin_domains(settings), name="Have a certificate of the admin sites to start with"
+        )
+    if {"api", "admin"} & set(settings.roles):
+        nginx.server(name="Install nginx")
+    if "admin" in settings.roles:
+        nginx.site(
+            name("admin-api"),
+            server_names=[settings.admin_domain or ""],
+            certificate_directory=certificate.directory(name("admin")),
+            upstreams=[upstream("admin-api")],
+            locations=locations(settings, "admin-api"),
+            hsts_seconds=settings.hsts_seconds,
+            max_body_size=settings.max_request_body_size + _BODY_MARGIN,
+            name="Upload the site of admin-api",
+        )
+        replicas.rollout(
+            name("admin-api"),
+            spec(settings, "admin-api"),
+            settings.count("admin-api"),
+            upstream=name("admin-api"),
+            container_port=WEB_PORT,
+            ports=PORTS["admin-api"],
+            health_path=settings.health_path,
+            probe=_probe(settings.admin_domain or "", settings.health_path),
+            start_seconds=settings.start_timeout_seconds,
+            settle_seconds=settings.settle_seconds,
+            drain_seconds=settings.web_drain_seconds,
+            keep=settings.keep_releases,
+            after=before("admin-api"),
+            name="Roll out admin-api",
+            _parallel=settings.batch,
+        )
+    if "api" in settings.roles:
+        nginx.site(
+            name("api"),
+            server_names=settings.api_domains,
+            certificate_directory=certificate.directory(name("api")),
+            upstreams=[upstream("api")],
+            locations=locations(settings, "api"),
+            hsts_seconds=settings.hsts_seconds,
+            max_body_size=settings.max_request_body_size + _BODY_MARGIN,
+            name="Upload the site of api",
+        )
+        replicas.rollout(
+            name("api"),
+            spec(settings, "api"),
+            settings.count("api"),
+            upstream=name("api"),
+            container_port=WEB_PORT,
+            ports=PORTS["api"],
+            health_path=settings.health_path,
+            probe=_probe(settings.api_domains[0], settings.health_path),
+            start_seconds=settings.start_timeout_seconds,
+            settle_seconds=settings.settle_seconds,
+            drain_seconds=settings.web_drain_seconds,
+            keep=settings.keep_releases,
+            after=before("api"),
+            name="Roll out api",
+            _parallel=settings.batch,
+        )
+
+
+def _flower(settings: Mcbench) -> None:
+    if "admin-flower" not in settings.components:
+        return
+    container.container(
+        name("admin-flower"),
+        spec(settings, "admin-flower"),
+        start_seconds=settings.start_timeout_seconds,
+        name="Run Flower",
+    )
+    nginx.site(
+        name("admin-flower"),
+        server_names=[settings.flower_domain or ""],
+        certificate_directory=certificate.directory(name("admin")),
+        upstreams=[upstream("admin-flower")],
+        locations=locations(settings, "admin-flower"),
+        hsts_seconds=settings.hsts_seconds,
+        name="Upload the site of Flower",
+    )
+
+
+def _certificates(settings: Mcbench, wanted: Certificate) -> None:
+    if "admin" in settings.roles:
+        certificate.certificate(
+            name("admin"),
+            domains=admin_domains(settings),
+            email=wanted.email or "",
+            directory=wanted.acme_directory,
+            challenge=wanted.challenge,
+            ca_bundle=wanted.ca_bundle,
+            dns_plugin=wanted.dns_plugin,
+            dns_credentials=wanted.dns_credentials,
+            present=wanted.mode == "acme",
+            name="Get the certificate of the admin sites",
+        )
+    if "api" in settings.roles:
+        certificate.certificate(
+            name("api"),
+            domains=settings.api_domains,
+            email=wanted.email or "",
+            directory=wanted.acme_directory,
+            challenge=wanted.challenge,
+            ca_bundle=wanted.ca_bundle,
+            dns_plugin=wanted.dns_plugin,
+            dns_credentials=wanted.dns_credentials,
+            present=wanted.mode == "acme",
+            name="Get the certificate of the api",
+        )
+
+
+# --- what keeps it well ---------------------------------------------------------------------------------------------
+
+
+def _cleanup(settings: Mcbench) -> None:
+    cleanup.schedule(
+        ours=[f"{settings.registry}/mc-bench-*"] if settings.registry else [],
+        keep_images=list(settings.managed_images),
+        releases=settings.keep_releases,
+        unused=f"{settings.cleanup_keep_hours}h",
+        job_label=JOB_LABEL if "server" in settings.roles else "",
+        job_limit=f"{settings.orphan_hours}h",
+        present=settings.cleanup_enabled,
+        name="Schedule the cleanup of images",
+    )
+
+
+def _backup(settings: Mcbench, policy: Backup) -> None:
+    """PostgreSQL and the objects; the variables are in the inventory, and Redis holds what is under way."""
