@@ -421,7 +421,7 @@ def before(component: str) -> tuple[str, ...]:
     return tuple(name(each) for each in (*earlier, *(["api"] if component != "api" else [])))
 
 
-def _ask_worker(settings: Mcbench) -> tuple[Sequence[str], Sequence[str]]:
+def ask_worker(settings: Mcbench) -> tuple[Sequence[str], Sequence[str]]:
     """Return the commands that make a worker take no more tasks, and that say how many it has."""
     if settings.quiesce_command:
         return settings.quiesce_command, settings.busy_command
@@ -429,7 +429,7 @@ def _ask_worker(settings: Mcbench) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def _workers(settings: Mcbench) -> None:
-    quiesce, busy = _ask_worker(settings)
+    quiesce, busy = ask_worker(settings)
     if "server-worker" in settings.components:
         replicas.workers(
             name("server-worker"),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from deploys import mcbench as deploy
+from operations import container, nginx
 from settings import Mcbench, Secret, SettingsError, load_fleet, load_host
 from settings.mcbench import COMPONENTS, GROUPS, OWN_VARIABLES, ROLES, SERVICES
 
@@ -726,3 +728,112 @@ def test_sample_inventory_has_every_role_and_no_secret(inventory):
     for host in hosts:
         for key in ("postgres_password", "redis_password", "secret_key", "flower_password", "object_store_secret_key"):
             assert host["data"].get(f"mcbench_{key}", "env:").startswith("env:")
+
+
+# --- what containers are to be ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_container_is_one_that_the_engine_takes(component):
+    spec = deploy.spec(settings(), component)
+    assert container.faults(deploy.name(component), spec) == []
+    cpus, memory_mb = (COMPONENTS[component].cpus, COMPONENTS[component].memory_mb)
+    assert (spec.cpus, spec.memory_mb) == (cpus, memory_mb)
+    assert (spec.cap_drop, spec.no_new_privileges) == (("ALL",), True)
+    assert spec.log.max_size_mb > 0
+
+
+def test_only_the_server_worker_has_the_socket():
+    mounts = {name: deploy.spec(settings(), name).mounts for name in COMPONENTS}
+    assert [name for name, those in mounts.items() if any("docker.sock" in mount.source for mount in those)] == [
+        "server-worker"
+    ]
+    assert {name: those[0].source for name, those in mounts.items() if those and name != "server-worker"} == {
+        "postgres": "mcbench-postgres",
+        "redis": "mcbench-redis",
+        "object": "mcbench-object",
+    }
+
+
+def test_games_have_a_network_of_their_own_that_only_the_server_worker_shares():
+    on = {name: [network.name for network in deploy.spec(settings(), name).networks] for name in COMPONENTS}
+    assert on.pop("server-worker") == ["mcbench", "mcbench-jobs"]
+    assert set(map(tuple, on.values())) == {("mcbench",)}
+
+
+def test_rendering_is_for_amd64():
+    platforms = {name: deploy.spec(settings(), name).platform for name in COMPONENTS}
+    assert {name for name, platform in platforms.items() if platform} == {"render-worker"}
+    assert platforms["render-worker"] == "linux/amd64"
+    assert settings().image("render-worker") not in deploy.images(settings())
+
+
+def test_nothing_is_published_but_flower_on_loopback_and_services_in_private():
+    found = settings(internal_address="10.0.0.5", internal_networks=["10.0.0.0/24"], postgres_port=6432)
+    published = {
+        name: [(one.address, one.port, one.container_port) for one in deploy.spec(found, name).publish] for name in COMPONENTS
+    }
+    assert {name: those for name, those in published.items() if those} == {
+        "admin-flower": [("127.0.0.1", 5555, 5555)],
+        "postgres": [("10.0.0.5", 6432, 5432)],
+        "redis": [("10.0.0.5", 6379, 6379)],
+        "object": [("10.0.0.5", 9000, 9000)],
+    }
+    assert not any(deploy.spec(settings(), name).publish for name in SERVICES)
+
+
+def test_redis_keeps_every_task():
+    text = " ".join(deploy.spec(settings(), "redis").command)
+    for line in ("appendonly yes", "maxmemory 1536mb", "maxmemory-policy noeviction", 'requirepass "$REDIS_PASSWORD"'):
+        assert line in text
+    assert SECRETS["MCBENCH_REDIS_PASSWORD"] not in repr(deploy.spec(settings(), "redis"))
+
+
+def test_migration_is_of_the_new_image_and_publishes_nothing():
+    spec = deploy.migration(settings(version="1.5.0"))
+    assert spec.image == "registry.example.org/mc-bench-api:1.5.0"
+    assert spec.command == ("alembic", "upgrade", "head")
+    assert (spec.publish, spec.health, spec.restart) == ((), None, "no")
+
+
+def test_consumers_go_before_producers_and_failures_hold_back_what_follows():
+    assert deploy.before("server-worker") == ("mcbench-api",)
+    assert deploy.before("worker") == ("mcbench-server-worker", "mcbench-render-worker", "mcbench-admin-worker", "mcbench-api")
+    assert deploy.before("api") == tuple(deploy.name(each) for each in deploy.ORDER[:-1])
+
+
+def test_logs_go_to_the_collector():
+    log = deploy.spec(settings(log_driver="gelf", log_address="udp://logs.internal:12201", humanize_logs=False), "api").log
+    assert (log.driver, log.address) == ("gelf", "udp://logs.internal:12201")
+
+
+def test_admin_sites_are_for_declared_networks_and_the_api_for_all():
+    found = settings(admin_networks=["10.1.0.0/16"])
+    for component in ("admin-api", "admin-flower"):
+        assert all(each.allowed == ("127.0.0.1", "::1", "10.1.0.0/16") for each in deploy.locations(found, component))
+    everything, health = deploy.locations(found, "api")
+    assert (everything.networks, health.networks) == (None, None)
+    assert (everything.websocket, everything.timeout_seconds) == (True, 300)
+    assert everything.rate_limit is not None
+    assert health.rate_limit is None
+    assert deploy.locations(settings(), "admin-api")[0].allowed == ("127.0.0.1", "::1")
+
+
+@pytest.mark.parametrize("component", ["api", "admin-api", "admin-flower"])
+def test_site_is_one_that_nginx_takes(component):
+    found = settings()
+    wanted = nginx.Site(
+        server_names=("api.example.org",),
+        locations=tuple(deploy.locations(found, component)),
+        upstreams=(deploy.upstream(component),),
+    )
+    assert nginx.site_faults(deploy.name(component), wanted) == []
+
+
+def test_own_commands_may_ask_a_worker():
+    assert deploy.ask_worker(settings(quiesce_command=["stop-taking"], busy_command=["how-many"])) == (
+        ("stop-taking",),
+        ("how-many",),
+    )
+    quiesce, busy = deploy.ask_worker(settings())
+    assert (quiesce[-1], busy[-1]) == ("quiesce", "busy")
