@@ -39,7 +39,7 @@ def faults(needed: Requirements, found: HostState) -> list[str]:
         (
             not found.busy,
             "commands of another run",
-            "finished (fuser -v /run/hostwright/busy names them)",
+            "finished (fuser -v /run/hostwright/busy.lock names them)",
             "still at work after 15 minutes",
         ),
         (found.uid == 0, "user", "root, directly or by sudo without a password", f"uid {found.uid}"),

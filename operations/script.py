@@ -23,14 +23,14 @@ FILES = Path(__file__).parents[1] / "files"
 # running: pyinfra's death does not end a command on the host.
 _HOLD = """umask 022
 mkdir -p /run/hostwright
-exec 8>>/run/hostwright/busy
+exec 8>>/run/hostwright/busy.lock
 flock -s 8
 """
 
 _HOLD_PYTHON = """import fcntl as _fcntl, os as _os
 _os.umask(0o022)
 _os.makedirs("/run/hostwright", exist_ok=True)
-_busy = open("/run/hostwright/busy", "a")
+_busy = open("/run/hostwright/busy.lock", "a")
 _fcntl.flock(_busy, _fcntl.LOCK_SH)
 """
 
@@ -72,7 +72,7 @@ def run(*scripts: str, **variables: Value) -> StringCommand:
     """
     Return the command that runs scripts of ``files/`` (paths relative to it) as one program on the host.
 
-    While it runs it holds a shared lock on ``/run/hostwright/busy``, which ``operations.preflight`` waits for.
+    While it runs it holds a shared lock on ``/run/hostwright/busy.lock``, which ``operations.preflight`` waits for.
 
     + scripts: read in order, the last one defines ``main``
     + variables: shell variables; ``True`` is ``yes``, ``False`` is empty, a ``Secret`` is unmasked here and only here

@@ -3,7 +3,7 @@
 say() { printf '%s=%s\n' "$1" "$2"; }
 
 # What an earlier run's command is still changing would be read half-changed (see operations/script.py).
-if [ -e /run/hostwright/busy ] && ! flock -x -w 900 /run/hostwright/busy true; then
+if [ -e /run/hostwright/busy.lock ] && ! flock -x -w 900 /run/hostwright/busy.lock true; then
 	say busy yes
 fi
 

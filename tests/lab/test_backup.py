@@ -618,7 +618,8 @@ def test_set_noop_update_unset(host, declared, converge):
 
     gone = converge(host, deploy(present=False))
     assert gone.changed == ["Back up the shop"]
-    assert host.run("systemctl list-unit-files --no-legend 'hostwright-backup-*'", check=False).stdout == ""
-    assert host.run("ls /etc/hostwright/backup").stdout == ""
+    units = host.run("systemctl list-unit-files --no-legend 'hostwright-backup-shop*'", check=False)
+    assert units.stdout == ""
+    assert host.run("find /etc/hostwright/backup -name 'shop.*'").stdout == ""
     assert host.run(f"ls {REPOSITORY}/snapshots").stdout.strip(), "copies outlive their declaration"
     assert converge(host, deploy(present=False)).changed == []
