@@ -7,6 +7,7 @@ instant, so a test makes as many as it needs: ``make(images.get("busybox"), envi
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -191,9 +192,63 @@ def _s3(tag: str) -> Image:
     return Image((*_layers("base", "node"), _text_layer({"/opt/s3/server.js": server})), config)
 
 
+def _mcbench(command: str, tag: str) -> Image:
+    """The application in tests/lab/apps/mcbench in one of its releases; what an image runs is its command."""
+    releases = {"v1.0.0": (), "v1.1.0": ("v1.1.0",), "bad-start": ("v1.1.0", "bad-start"), "bad-dies": ("v1.1.0", "bad-dies"),
+                "bad-health": ("v1.1.0", "bad-health"), "bad-migration": ("v1.1.0", "bad-migration"),
+                "bad-platform": ("v1.1.0",)}  # fmt: skip
+    if tag not in releases:
+        raise LabError(f"mcbench: tag is one of {', '.join(releases)}, got {tag!r}")
+    home = _APPS / "mcbench"
+    code = {f"/app/{path}": text for path, text in _texts(home, "alembic.ini", "mc_bench", "migrations").items()}
+    for release in releases[tag]:
+        code |= {f"/app/{path}": text for path, text in _texts(home / "releases" / release, ".").items()}
+    environment = [_PATH.replace("=", "=/opt/venv/bin:"), "PYTHONPATH=/app", "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1"]
+    config = {"Env": environment, "Cmd": ["python", "-m", "mc_bench", command], "WorkingDir": "/app",
+              # The Docker socket is root's.
+              "User": "0" if command == "server-worker" else "1000:1000", "Labels": {"version": tag}}  # fmt: skip
+    if command in ("api", "admin-api"):
+        config["ExposedPorts"] = {"8000/tcp": {}}
+    architecture = "arm64" if tag == "bad-platform" else "amd64"
+    return Image((*_layers("base", "python", "mcbench"), _text_layer(code)), config, architecture)
+
+
+def _minecraft_server(tag: str) -> Image:
+    """Stands for a game: something that listens, on port 25565."""
+    return make(_busybox(tag), command=["httpd", "-f", "-p", "25565", "-h", "/var/www"], labels={"version": tag},
+                files={"/var/www/world": f"world of {tag}\n"})  # fmt: skip
+
+
+_BUILDER = """#!/bin/sh
+# Builds SCRIPT in the world of SERVER.
+for second in 1 2 3 4 5 6 7 8 9 10; do
+    world=$(wget -q -O - "http://$SERVER:25565/world") && break
+    sleep 1
+done
+[ -n "$world" ] || { echo "$SERVER does not answer"; exit 1; }
+echo "built in $world: $SCRIPT"
+"""
+
+
+def _builder_runner(tag: str) -> Image:
+    """Stands for what builds in a game: says SCRIPT to SERVER."""
+    return make(_busybox(tag), files={"/build": _BUILDER}, entrypoint=["/build"], command=[], labels={"version": tag})
+
+
+MCBENCH = ("api", "admin-api", "worker", "admin-worker", "render-worker", "server-worker", "scheduler")
+"""What the application's images are called, after ``mc-bench-``."""
+
 CATALOGUE: dict[str, Callable[[str], Image | Index]] = {
     "busybox": _busybox, "platforms": _platforms, "postgres": _postgres, "redis": _redis, "s3": _s3,
+    **{f"mc-bench-{command}": functools.partial(_mcbench, command) for command in MCBENCH},
+    "mc-bench-minecraft-server": _minecraft_server, "mc-bench-builder-runner": _builder_runner,
 }  # fmt: skip
+
+
+def _texts(directory: Path, *names: str) -> dict[str, str]:
+    """Return the text files at and below some names of a directory, by their path in it."""
+    found = [file for name in names for file in (directory / name, *(directory / name).rglob("*")) if file.is_file()]
+    return {str(file.relative_to(directory)): file.read_text() for file in sorted(found) if "__pycache__" not in file.parts}
 
 
 def _own(name: str) -> Layer:
@@ -214,7 +269,8 @@ _NPM_SHA512 = (
     "524abf673e20c35931cd8305d1dbb8887134d6eefdc0e7b8435bd458bf65b862"
 )
 _CLEAN = "apt-get clean; rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* /tmp/*"
-_CONTAINERS = Path(__file__).parent / "apps/containers"
+_APPS = Path(__file__).parent / "apps"
+_CONTAINERS = _APPS / "containers"
 
 
 @dataclass(frozen=True)
@@ -251,6 +307,11 @@ _STEPS = {
         (_CONTAINERS / "s3/package.json", _CONTAINERS / "s3/package-lock.json"),
     ),
     "python": _Step(f"{_INSTALL} python3 python3-venv curl"),
+    "mcbench": _Step(
+        "python3 -m venv /opt/venv; /opt/venv/bin/pip install -q --require-hashes --only-binary :all: -r /lab/requirements.txt; "
+        "rm -rf /opt/venv/lib/python3.*/site-packages/pip* /opt/venv/bin/pip*",
+        (_APPS / "mcbench/requirements.txt",),
+    ),
 }
 
 

@@ -1,0 +1,3 @@
+from mc_bench.celery import app
+
+__all__ = ["app"]
