@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from tests.lab import hosts, image, topology
+from tests.lab import hosts, image, images, topology
 from tests.lab.hosts import LabHost
 from tests.lab.lab import clean, down
 from tests.lab.state import SLOTS, LabError, default_slot
@@ -17,12 +17,16 @@ def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - a command-line program
 
 
-def _images(_: argparse.Namespace) -> None:
+def _images(arguments: argparse.Namespace) -> None:
     for release in image.RELEASES:
-        for layer in image.LAYERS:
+        for layer in image.LAYERS if arguments.all else ("bare", "packages"):
             started = time.monotonic()
             image.get(release, layer)
             _say(f"image {release}/{layer}: {time.monotonic() - started:.1f} s")
+    for name in ("busybox", "postgres", "redis", "s3", "mc-bench-api") if arguments.all else ():
+        started = time.monotonic()
+        images.get(name, "v1.0.0")
+        _say(f"container image {name}: {time.monotonic() - started:.1f} s")
 
 
 def _up(arguments: argparse.Namespace) -> None:
@@ -73,7 +77,9 @@ def main() -> None:
     """Parse the command line and do what it says; the slot comes from HOSTWRIGHT_LAB_SLOT."""
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("images", help="build the images that are missing").set_defaults(do=_images)
+    build = commands.add_parser("images", help="build the images that are missing")
+    build.add_argument("--all", action="store_true", help="also those with Docker, and those for containers")
+    build.set_defaults(do=_images)
     up = commands.add_parser("up", help="boot the hosts of inventories/lab.py")
     up.add_argument("--layer", choices=image.LAYERS, default="bare")
     up.set_defaults(do=_up)

@@ -320,7 +320,7 @@ def _layers(*names: str) -> tuple[Layer, ...]:
     found: list[Path] = []
     for name in names:
         below = tuple(found)
-        with lock(f"container-{name}"):
+        with lock(f"image-{_RELEASE}"):  # the lock that the lab's removal waits for before it takes the cache away
             if name == "base":
                 key = image.recipe(_RELEASE, _WITHOUT)
                 build = _build_base

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import bcrypt
-
 from tests.lab import hosts, image, images, network
 from tests.lab.state import LabError, Process, lock, run, slot_directory, wait_for
 
@@ -91,6 +89,8 @@ class Registry:
 
     def set_password(self, user: str, password: str) -> None:
         """Give an account a password, making it if there is none; in force at once."""
+        import bcrypt  # not needed to remove a lab, which works without the virtual environment
+
         file = self._home / "htpasswd"
         kept = [line for line in file.read_text().splitlines() if not line.startswith(f"{user}:")] if file.exists() else []
         hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(rounds=4)).decode()  # docker asks with every request
