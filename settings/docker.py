@@ -180,8 +180,8 @@ class Docker(Section):
         "", description="IPv6 network of the default bridge, such as 'fd00:d0c::/64'; empty: no IPv6 there"
     )
     publish_address: Annotated[str, AfterValidator(_address)] = Field(
-        "127.0.0.1",
-        description="address that ports are published on by who names none (`docker run -p 80:80`); empty: all",
+        "",
+        description="address that ports are published on by who names none (`docker run -p 80:80`), such as '127.0.0.1'; empty: all",
     )
     daemon: dict[str, Any] = Field(
         {}, description="further keys of daemon.json", examples=[{"max-concurrent-downloads": 6}]
