@@ -9,10 +9,15 @@ from pyinfra import host
 
 from deploys import current
 from deploys.base import base
+from deploys.docker_engine import docker_engine
 from deploys.gateway import gateway
+from deploys.mcbench import mcbench
 from operations import preflight
 
 preflight.host(current().requirements, name="Check host")
 base()
 if "gateway" in host.groups:
     gateway()
+if current().mcbench is not None:
+    docker_engine()
+    mcbench()

@@ -24,7 +24,7 @@ from operations.container import Health, Log, Mount, Network, Publish, Spec
 from operations.nginx import Location, RateLimit, Upstream
 from settings import Backup, Certificate, Mcbench
 from settings.env import render
-from settings.mcbench import RENDER_PLATFORM, SERVICES, WEB, WORKERS
+from settings.mcbench import GROUPS, RENDER_PLATFORM, SERVICES, WEB, WORKERS
 from settings.secret import Secret
 
 NETWORK = "mcbench"
@@ -34,9 +34,6 @@ SOCKET = "/var/run/docker.sock"
 WEB_PORT = 8000
 FLOWER_PORT = 5555
 # First port on loopback of either colour of the APIs: instance n of a colour listens on the n-th port after it.
-# The order in which a release goes out, whoever takes a task before whoever makes one: a worker throws away what it does
-# not know. One that failed on any host holds back those after it on all hosts.
-ORDER = ("server-worker", "render-worker", "admin-worker", "worker", "admin-api", "api")
 PORTS = {"api": (18000, 18100), "admin-api": (18200, 18300)}
 
 # nginx allows this much more than the application, so that clients read the application's own 413.
@@ -60,10 +57,22 @@ def mcbench() -> None:
     _ground(settings)
     _services(settings)
     _images(settings)
+    all_well(name="See that all hosts are ready for the migration")
     _migrate(settings)
-    _workers(settings)
-    _scheduler(settings)
+    all_well(name="See that all hosts are ready for the release")
+    # Whoever takes a task comes before whoever makes one: a worker throws away what it does not know.
+    _server_worker(settings)
+    _render_worker(settings)
+    _admin_worker(settings)
+    all_well(name="See that those are well whose tasks others make")
+    _worker(settings)
+    all_well(name="See that all workers are well")
     _web(settings)
+    _admin_api(settings)
+    all_well(name="See that the admin-api is well")
+    _api(settings)
+    all_well(name="See that the api is well")
+    _scheduler(settings)
     _flower(settings)
     _cleanup(settings)
     _backup(settings, current().backup)
@@ -388,7 +397,6 @@ def _migrate(settings: Mcbench) -> None:
             spec=migration(settings),
             name="Migrate the database",
         )
-    switchable(migrating_host(settings) if settings.migrate_enabled else "", name="See that all hosts are ready")
 
 
 def migration(settings: Mcbench) -> Spec:
@@ -397,28 +405,23 @@ def migration(settings: Mcbench) -> Spec:
 
 
 @operation()
-def switchable(migrates: str) -> Generator[StringCommand, None, None]:
+def all_well() -> Generator[StringCommand, None, None]:
     """
-    Refuse to switch anything on this host when another host of the fleet has failed in this run.
+    Go on only when no host of the fleet has failed in this run, and only when all of them have come as far as this.
 
-    + migrates: the host that migrates the database, or empty
-
-    Hosts that were not reached do not count: they switch when they are back.
+    pyinfra runs an operation on all hosts before the next one, but knows no order between operations of different hosts:
+    one that all of them share is where they meet. Hosts that were not reached do not count: they switch when they are back.
     """
     state = ctx_state.get()  # type: ignore[no-untyped-call]
-    fleet = {member.name for group, members in state.inventory.groups.items() if group.startswith("mcbench_") for member in members}
-    failed = sorted(each.name for each in state.failed_hosts & state.activated_hosts if each.name in fleet)
+    fleet = {one.name for group, members in state.inventory.groups.items() if group in GROUPS for one in members}
+    failed = sorted({one.name for one in state.failed_hosts & state.activated_hosts} & fleet)
     if failed:
-        what = f"the migration on {migrates}" if migrates in failed else f"the preparation of {', '.join(failed)}"
-        raise OperationError(f"mcbench: {what} failed: nothing is switched, the old release serves on")
+        raise OperationError(
+            f"mcbench: {', '.join(failed)} failed in this run: nothing more is switched, what is not yet serves on as it is; "
+            "put that right, or leave the host out (--exclude), and run again"
+        )
     host.noop("no host of the fleet has failed")
     yield from ()
-
-
-def before(component: str) -> tuple[str, ...]:
-    """Return what must not have failed before a component is rolled out; the api stands for its migration too."""
-    earlier = ORDER[: ORDER.index(component)]
-    return tuple(name(each) for each in (*earlier, *(["api"] if component != "api" else [])))
 
 
 def ask_worker(settings: Mcbench) -> tuple[Sequence[str], Sequence[str]]:
@@ -428,9 +431,9 @@ def ask_worker(settings: Mcbench) -> tuple[Sequence[str], Sequence[str]]:
     return _python(_ASK, "quiesce"), _python(_ASK, "busy")
 
 
-def _workers(settings: Mcbench) -> None:
-    quiesce, busy = ask_worker(settings)
+def _server_worker(settings: Mcbench) -> None:
     if "server-worker" in settings.components:
+        quiesce, busy = ask_worker(settings)
         replicas.workers(
             name("server-worker"),
             spec(settings, "server-worker"),
@@ -441,11 +444,14 @@ def _workers(settings: Mcbench) -> None:
             start_seconds=settings.start_timeout_seconds,
             settle_seconds=settings.settle_seconds,
             keep=settings.keep_releases,
-            after=before("server-worker"),
             name="Roll out server-worker",
             _parallel=settings.batch,
         )
+
+
+def _render_worker(settings: Mcbench) -> None:
     if "render-worker" in settings.components:
+        quiesce, busy = ask_worker(settings)
         replicas.workers(
             name("render-worker"),
             spec(settings, "render-worker"),
@@ -456,11 +462,14 @@ def _workers(settings: Mcbench) -> None:
             start_seconds=settings.start_timeout_seconds,
             settle_seconds=settings.settle_seconds,
             keep=settings.keep_releases,
-            after=before("render-worker"),
             name="Roll out render-worker",
             _parallel=settings.batch,
         )
+
+
+def _admin_worker(settings: Mcbench) -> None:
     if "admin-worker" in settings.components:
+        quiesce, busy = ask_worker(settings)
         replicas.workers(
             name("admin-worker"),
             spec(settings, "admin-worker"),
@@ -471,11 +480,14 @@ def _workers(settings: Mcbench) -> None:
             start_seconds=settings.start_timeout_seconds,
             settle_seconds=settings.settle_seconds,
             keep=settings.keep_releases,
-            after=before("admin-worker"),
             name="Roll out admin-worker",
             _parallel=settings.batch,
         )
+
+
+def _worker(settings: Mcbench) -> None:
     if "worker" in settings.components:
+        quiesce, busy = ask_worker(settings)
         replicas.workers(
             name("worker"),
             spec(settings, "worker"),
@@ -486,7 +498,6 @@ def _workers(settings: Mcbench) -> None:
             start_seconds=settings.start_timeout_seconds,
             settle_seconds=settings.settle_seconds,
             keep=settings.keep_releases,
-            after=before("worker"),
             name="Roll out worker",
             _parallel=settings.batch,
         )
@@ -553,6 +564,9 @@ def _web(settings: Mcbench) -> None:
         )
     if {"api", "admin"} & set(settings.roles):
         nginx.server(name="Install nginx")
+
+
+def _admin_api(settings: Mcbench) -> None:
     if "admin" in settings.roles:
         nginx.site(
             name("admin-api"),
@@ -577,10 +591,12 @@ def _web(settings: Mcbench) -> None:
             settle_seconds=settings.settle_seconds,
             drain_seconds=settings.web_drain_seconds,
             keep=settings.keep_releases,
-            after=before("admin-api"),
             name="Roll out admin-api",
             _parallel=settings.batch,
         )
+
+
+def _api(settings: Mcbench) -> None:
     if "api" in settings.roles:
         nginx.site(
             name("api"),
@@ -605,7 +621,6 @@ def _web(settings: Mcbench) -> None:
             settle_seconds=settings.settle_seconds,
             drain_seconds=settings.web_drain_seconds,
             keep=settings.keep_releases,
-            after=before("api"),
             name="Roll out api",
             _parallel=settings.batch,
         )

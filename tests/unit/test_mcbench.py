@@ -796,12 +796,6 @@ def test_migration_is_of_the_new_image_and_publishes_nothing():
     assert (spec.publish, spec.health, spec.restart) == ((), None, "no")
 
 
-def test_consumers_go_before_producers_and_failures_hold_back_what_follows():
-    assert deploy.before("server-worker") == ("mcbench-api",)
-    assert deploy.before("worker") == ("mcbench-server-worker", "mcbench-render-worker", "mcbench-admin-worker", "mcbench-api")
-    assert deploy.before("api") == tuple(deploy.name(each) for each in deploy.ORDER[:-1])
-
-
 def test_logs_go_to_the_collector():
     log = deploy.spec(settings(log_driver="gelf", log_address="udp://logs.internal:12201", humanize_logs=False), "api").log
     assert (log.driver, log.address) == ("gelf", "udp://logs.internal:12201")
