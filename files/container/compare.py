@@ -9,7 +9,6 @@ What a container lacks to be as its spec says. Comes after engine.py; the fact a
                         two, nor the environment: it stands in the process list
 """
 
-import calendar
 import hashlib
 
 
@@ -68,7 +67,8 @@ def network_drift(container, spec):
     wanted = wanted_networks(spec)
     attached = container["NetworkSettings"]["Networks"] or {}
     there = inspect("network", wanted) if is_running(container) else {}
-    own_names = {container["Id"][:12], name_of(container), candidate_of(label_of(container, "hostwright.container"))}
+    # engines before 25 list these among the aliases
+    own_names = {container["Id"][:12], container["Config"]["Hostname"]}
     anew = []
     for name, aliases in wanted.items():
         found = attached.get(name)
@@ -111,10 +111,7 @@ def is_flapping(container):
     """Between two lives, or just come back from the last: it may be in a loop."""
     if container["State"].get("Restarting"):
         return True
-    if not container["RestartCount"]:
-        return False
-    started = time.strptime(container["State"]["StartedAt"][:19], "%Y-%m-%dT%H:%M:%S")
-    return time.time() - calendar.timegm(started) < 15
+    return container["RestartCount"] > 0 and 0 <= age(container) < 15
 
 
 def environment_file(name):
