@@ -81,7 +81,7 @@ class Instances:
             # Down first: a crash loop would go on printing.
             with contextlib.suppress(EngineError):
                 stop(death.name)
-            words = last_lines(death.name, self.spec["environment"])
+            words = last_lines(death.name)
             fail("{}; it printed:\n{}".format(mask(str(death), self.spec["environment"]), words))
 
     def _prove(self, names, adopted):

@@ -89,7 +89,7 @@ def run_job(component, job, spec, seconds):
         fail(f"there is a container {name} that is not this job's: remove or rename it")
     if found and is_running(found):
         say(f"{name} is still at work: waiting for it")
-        await_end(name, seconds, spec)
+        await_end(name, seconds)
         found = inspect("container", [name]).get(name)
     is_ours = found and label_of(found, "hostwright.spec") == spec_hash
     if not (is_ours and found["State"]["Status"] == "exited" and found["State"]["ExitCode"] == 0):
@@ -102,11 +102,11 @@ def run_job(component, job, spec, seconds):
             "hostwright.image": image["Id"],
         }
         make(name, dict(spec, restart="no", publish=[], health=None), labels)
-        await_end(name, seconds, spec)
+        await_end(name, seconds)
     state = inspect("container", [name])[name]["State"]
     if state["ExitCode"] != 0:
         why = "needs more memory than its limit" if state.get("OOMKilled") else "exit status {}".format(state["ExitCode"])
-        words = last_lines(name, spec["environment"], 60)
+        words = last_lines(name, 60)
         remove(name)
         fail(f"{name} failed: {why}; it printed:\n{words}")
     put_in_place(mark, "", 0o600)
@@ -116,7 +116,7 @@ def run_job(component, job, spec, seconds):
         os.unlink(entry.path)
 
 
-def await_end(name, seconds, spec):
+def await_end(name, seconds):
     """Wait until a job's container has ended; one that takes too long is stopped."""
     try:
         docker("wait", name, seconds=seconds)
@@ -124,7 +124,7 @@ def await_end(name, seconds, spec):
         found = inspect("container", [name]).get(name)
         if found and not is_running(found):
             return
-        words = last_lines(name, spec["environment"])
+        words = last_lines(name)
         stop(name)
         remove(name)
         fail(f"{name}: {error}; it printed:\n{words}")
@@ -235,10 +235,12 @@ class Nginx:
         end = time.monotonic() + 30
         while True:
             fault = nginx_fault(self.path)
-            if not fault:
+            # For a moment old workers still take new connections: what is asked then would be answered by what was before.
+            takes_new = [worker for worker, shuts_down in nginx_workers().items() if not shuts_down]
+            if not fault and not self.old_workers.intersection(takes_new):
                 return
             if time.monotonic() > end:
-                fail(f"nginx was reloaded and does not run on {self.path}: {fault}")
+                fail(f"nginx was reloaded and does not run on {self.path}: {fault or 'old workers go on'}")
             time.sleep(0.1)
 
     def drain(self, ports, seconds):
