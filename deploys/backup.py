@@ -42,9 +42,13 @@ def drill(source: str = "") -> None:
 
 
 @deploy("Restore")
-def restore(source: str = "", at: str = "latest", repository: str = "primary") -> None:
+def restore(
+    source: str = "", at: str = "latest", repository: str = "primary", into: str = "", replace: bool = False
+) -> None:
     """
     Restore a checked copy in place: `at=latest`, `verified`, a snapshot id, a day or a time.
+
+    A bucket is restored into an empty one (`into=` another one), or with `replace=true` over what is there.
 
     Raises DeployError when the host declares several sources and none is named.
     """
@@ -52,7 +56,7 @@ def restore(source: str = "", at: str = "latest", repository: str = "primary") -
     if len(sources) > 1:
         raise DeployError(f"backup: restore of which source? source= one of {', '.join(sources)}")
     for each in sources:
-        backup.restore(each, at=at, repository=repository, name="Restore")
+        backup.restore(each, at=at, repository=repository, into=into, replace=replace, name="Restore")
 
 
 @deploy("List copies")

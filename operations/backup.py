@@ -10,7 +10,9 @@ import json
 import re
 import shlex
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from pyinfra import host
 from pyinfra.api import OperationValueError, StringCommand, operation
@@ -26,25 +28,149 @@ from settings.secret import Secret
 PROGRAM = "/usr/local/lib/hostwright/backup"
 WORK = "/var/cache/hostwright"
 TEXTFILES = "/var/lib/prometheus/node-exporter"
-KINDS = ("sqlite", "directory")
+KINDS = ("sqlite", "directory", "postgres", "bucket")
 
-_PROGRAM_SOURCE = Path(__file__).parents[1] / "files" / "backup" / "backup.py"
+_FILES = Path(__file__).parents[1] / "files" / "backup"
+_PARTS = ("postgres.py", "bucket.py")
+_HERE = "# <<< parts >>>\n"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 # restic is to stop by itself and let go of its locks before systemd stops it.
 _TIMEOUT_SECONDS = 4 * 3600
 _MARGIN_SECONDS = 120
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """
+    A database of a PostgreSQL server (14 or newer).
+
+    + database: its name
+    + user, password: the role that reads it. Made, with ``pg_read_all_data`` and nothing else, where we may (see admin);
+      else make it with the statements in the docs
+    + container: the container that the server runs in; its own programs are used then, and ``host`` counts inside it
+    + host, port: where the server listens; a path such as ``/run/postgresql`` is the directory of its socket
+    + sslmode: as libpq has it: ``prefer``, ``require``, ``verify-full``
+    + admin: a superuser, for the role and for a restore in place. In a container and over the local socket the server
+      trusts us; elsewhere ``admin_password`` is needed
+    + owner: role that owns a restored database where there is none to take that from
+    + scratch_image: image of the server that drills restore into; by default that of ``container``, and without one the
+      newest server that is installed on the host
+    """
+
+    database: str
+    password: Secret
+    user: str = "hostwright_backup"
+    container: str = ""
+    host: str = "/run/postgresql"
+    port: int = 5432
+    sslmode: str = "prefer"
+    admin: str = "postgres"
+    admin_password: Secret = field(default_factory=Secret.unset)
+    owner: str = ""
+    scratch_image: str = ""
+
+    def faults(self) -> list[str]:
+        faults = [
+            f"postgres.{key} must be set and without blanks, got {getattr(self, key)!r}"
+            for key in ("database", "user", "host", "admin")
+            if not re.fullmatch(r"[^\s'\"]+", getattr(self, key))
+        ]
+        if not self.password.resolved:
+            faults.append("postgres.password is not set")
+        if self.container and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.container):
+            faults.append(f"postgres.container must be the name of a container, got {self.container!r}")
+        if self.sslmode not in ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"):
+            faults.append(f"postgres.sslmode must be one of libpq's, got {self.sslmode!r}")
+        if self.user == self.admin:
+            faults.append(f"postgres.user must not be the administrator, got {self.user!r}")
+        return faults
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        secret = ("password", "admin_password")
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in secret}
+
+    @property
+    def secrets(self) -> dict[str, Secret]:
+        found = {"SOURCE_PASSWORD": self.password}
+        if self.admin_password.resolved:
+            found["SOURCE_ADMIN_PASSWORD"] = self.admin_password
+        return found
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """
+    A bucket of an S3 server.
+
+    + bucket: its name; + endpoint: URL of the server, e.g. ``https://s3.example.org``
+    + access_key, secret_key: of an account that may list and read it; for a restore also write
+    """
+
+    bucket: str
+    endpoint: str
+    access_key: Secret
+    secret_key: Secret
+    region: str = "us-east-1"
+
+    def faults(self) -> list[str]:
+        faults = []
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self.bucket):
+            faults.append(f"bucket.bucket must be the name of a bucket, got {self.bucket!r}")
+        if not re.fullmatch(r"https?://[^\s/@]+/?", self.endpoint):
+            faults.append(f"bucket.endpoint must be a URL without account and path, got {self.endpoint!r}")
+        faults += [
+            f"bucket.{key} is not set" for key in ("access_key", "secret_key") if not getattr(self, key).resolved
+        ]
+        return faults
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        return {"bucket": self.bucket, "endpoint": self.endpoint, "region": self.region}
+
+    @property
+    def secrets(self) -> dict[str, Secret]:
+        return {"SOURCE_ACCESS_KEY": self.access_key, "SOURCE_SECRET_KEY": self.secret_key}
+
+
+def program_text() -> str:
+    """Return the program for the host: one file, put together from those of ``files/backup``."""
+    core = (_FILES / "backup.py").read_text()
+    if core.count(_HERE) != 1:
+        raise AssertionError(f"files/backup/backup.py has no line {_HERE!r}")
+    return core.replace(_HERE, "\n".join((_FILES / part).read_text() for part in _PARTS))
+
+
 def source_faults(
-    source: str, kind: str, path: str, mode: str, minimum: Mapping[str, int], units: Sequence[str]
+    source: str,
+    kind: str,
+    path: str,
+    mode: str,
+    minimum: Mapping[str, int],
+    units: Sequence[str],
+    containers: Sequence[str] = (),
+    server: Postgres | Bucket | None = None,
 ) -> list[str]:
     """Return every rule that the declaration breaks, one line each."""
     faults = []
+    wanted = {"postgres": Postgres, "bucket": Bucket}.get(kind)
+    if kind in KINDS and type(server) is not (wanted or type(None)):
+        faults.append(f"server must be {f'a {wanted.__name__}' if wanted else 'left out'} for kind {kind!r}")
+    elif server is not None:
+        faults += server.faults()
+    faults += [
+        f"containers: must be a name or a label such as 'hostwright.component=api', got {each!r}"
+        for each in containers
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*(=[^\s]+)?", each)
+    ]
     if not _NAME.fullmatch(source):
         faults.append(f"source must be lower case letters, digits, '-' and '_', got {source!r}")
     if kind not in KINDS:
         faults.append(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if not path.startswith("/") or "/../" in path or path.endswith("/") or re.search(r"\s", path):
+    if wanted:
+        if path:
+            faults.append(f"path is for directories and files, got {path!r}")
+    elif not path.startswith("/") or "/../" in path or path.endswith("/") or re.search(r"\s", path):
         faults.append(f"path must be absolute and normalised, without blanks, got {path!r}")
     if not re.fullmatch(r"0?[0-7]{3}", mode):
         faults.append(f"mode must be octal text like '0600', got {mode!r}")
@@ -67,6 +193,8 @@ def source_config(
     health: str,
     health_seconds: int,
     policy: Backup,
+    containers: Sequence[str] = (),
+    server: Postgres | Bucket | None = None,
 ) -> str:
     """Return the JSON that the program reads; it holds no secret."""
     values = {
@@ -82,12 +210,14 @@ def source_config(
         "keep": {"daily": policy.keep_daily, "weekly": policy.keep_weekly, "monthly": policy.keep_monthly},
         "minimum": dict(minimum),
         "min_size_ratio": policy.min_size_ratio,
-        "units": list(units),
+        "units": [*units, *(f"container:{each}" for each in containers)],
         "health": health,
         "health_seconds": health_seconds,
         "timeout_seconds": _TIMEOUT_SECONDS,
         "textfiles": TEXTFILES,
     }
+    if server is not None:
+        values[kind] = server.plain
     return json.dumps(values, indent=1) + "\n"
 
 
@@ -99,15 +229,21 @@ def repositories(policy: Backup) -> dict[str, str]:
     return found
 
 
-def job_sandbox(kind: str, path: str, policy: Backup) -> Sandbox:
+def job_sandbox(
+    kind: str, path: str, policy: Backup, server: Postgres | Bucket | None = None
+) -> Sandbox:
     """Return what a scheduled run may do."""
     urls = repositories(policy).values()
     # Beside a database in WAL mode SQLite must be able to make -shm, even to read.
     beside = [str(Path(path).parent)] if kind == "sqlite" else []
     remote = any(not url.startswith("/") for url in urls)
+    # the engine of a container is reached through its socket
+    away = isinstance(server, Bucket) or (
+        isinstance(server, Postgres) and not server.container and not server.host.startswith("/")
+    )
     return Sandbox(
         writable=(*beside, STATE, TEXTFILES, *(url for url in urls if url.startswith("/"))),
-        network=remote,
+        network=remote or away,
         # sftp repositories are reached with root's ssh key
         home=remote or path.startswith(("/home/", "/root/")),
         capabilities=(
@@ -134,8 +270,10 @@ def source(
     mode: str = "0600",
     minimum: Mapping[str, int] | None = None,
     units: Sequence[str] = (),
+    containers: Sequence[str] = (),
     health: str = "",
     health_seconds: int = 30,
+    server: Postgres | Bucket | None = None,
     present: bool = True,
 ) -> Generator[StringCommand, None, None]:
     """
@@ -143,15 +281,18 @@ def source(
 
     + source: its name, e.g. that of its system
     + policy: the host's ``settings.Backup``: repositories, password, retention, when
-    + kind: ``sqlite`` (one database, copied while it is in use) or ``directory``
-    + path: the database or the directory; + owner, group, mode: what a restored one gets
-    + minimum: what a good copy has at least: rows by table, or ``{"files": n}``
+    + kind: ``sqlite`` (one database, copied while it is in use), ``directory``, ``postgres`` or ``bucket``
+    + path: the database file or the directory; + owner, group, mode: what a restored one gets
+    + server: the ``Postgres`` or ``Bucket`` of those two kinds
+    + minimum: what a good copy has at least: rows by table (``schema.table`` outside of public), ``{"files": n}`` or
+      ``{"objects": n}``
     + units: what a restore stops and, where it ran, starts again: ``x.service``, a pattern like ``x@*.service`` (both
       colours, whichever runs), or ``supervisor:x``
+    + containers: likewise: names, or labels such as ``hostwright.component=api`` (all that carry it)
     + health: shell command that must succeed within ``health_seconds`` (s) after a restore
     + present: ``False`` stops the schedule and forgets the configuration; copies and their repositories stay
 
-    Installs restic. The repositories are opened when their configuration or password is not what they were last opened
+    Installs restic, and the client programs of PostgreSQL or rclone where the kind needs them. The repositories are opened when their configuration or password is not what they were last opened
     with; one that does not exist yet is made. One that has another password fails the operation and is left alone.
 
     Raises ``OperationValueError`` for a declaration that breaks a rule.
@@ -174,7 +315,7 @@ def source(
         yield from fileset.files._inner(entries=[Absent(config), Absent(secrets)])
         return
 
-    faults = source_faults(source, kind, path, mode, minimum or {}, units)
+    faults = source_faults(source, kind, path, mode, minimum or {}, units, containers, server)
     if policy is None:
         faults.append("policy is needed: the host's settings.backup")
     elif not policy.password.resolved:
@@ -182,7 +323,12 @@ def source(
     if faults or policy is None:
         raise OperationValueError("backup.source: " + "; ".join(f"{source}: {fault}" for fault in faults))
 
-    yield from dpkg.packages._inner(packages=["restic", "python3"])
+    packages = ["restic", "python3"]
+    if isinstance(server, Bucket):
+        packages.append("rclone")
+    elif isinstance(server, Postgres) and not server.container:
+        packages.append("postgresql-client")
+    yield from dpkg.packages._inner(packages=packages)
     yield from fileset.files._inner(
         entries=[
             Directory("/etc/hostwright", mode="0755"),
@@ -191,7 +337,7 @@ def source(
             Directory(STATE, mode="0700"),
             # systemd would make it, but the program is also run by hand
             Directory(WORK, mode="0711"),
-            File(PROGRAM, _PROGRAM_SOURCE.read_text(), mode="0755"),
+            File(PROGRAM, program_text(), mode="0755"),
             File(
                 config,
                 source_config(
@@ -206,12 +352,23 @@ def source(
                     health,
                     health_seconds,
                     policy,
+                    containers,
+                    server,
                 ),
                 mode="0600",
             ),
             File(
                 secrets,
-                Secret(render({"RESTIC_PASSWORD": policy.password, **policy.offsite_env}, consumer="docker")),
+                Secret(
+                    render(
+                        {
+                            "RESTIC_PASSWORD": policy.password,
+                            **policy.offsite_env,
+                            **(server.secrets if server else {}),
+                        },
+                        consumer="docker",
+                    )
+                ),
                 mode="0600",
             ),
         ]
@@ -220,7 +377,7 @@ def source(
     if found is None or found.opened_with != found.digest:
         yield script.Told(_program("init", source))
 
-    sandbox = job_sandbox(kind, path, policy)
+    sandbox = job_sandbox(kind, path, policy, server)
     for name, command, when, words in (
         (job, "run", policy.at, "backup of"),
         (drill, "drill", policy.drill_at, "restore drill of"),
@@ -269,7 +426,7 @@ def drill(source: str) -> Generator[StringCommand, None, None]:
 
 @operation(is_idempotent=False)
 def restore(
-    source: str, at: str = "latest", repository: str = "primary"
+    source: str, at: str = "latest", repository: str = "primary", into: str = "", replace: bool = False
 ) -> Generator[StringCommand, None, None]:
     """
     Restore a checked copy in place of the source; what stood there is kept beside it.
@@ -277,6 +434,9 @@ def restore(
     + source: its name
     + at: ``latest``, ``verified``, a snapshot id, a day (``2026-11-22``) or a time (``2026-11-22T02:00``, in the host's zone)
     + repository: ``primary`` or ``offsite``
+    + into: bucket to restore a bucket into, made if it does not exist; its own one when empty
+    + replace: make a bucket that is not empty exactly what the copy holds; **what is newer is lost**. Without it such a
+      bucket is refused
 
     Raises ``OperationValueError`` for an ``at`` that is no text: the command line reads ``12345678`` as a number, quote it
     as ``'at="12345678"'``.
@@ -288,7 +448,14 @@ def restore(
     # In a unit of its own: a connection that breaks must not leave a half restored host behind.
     yield script.Told(
         f"systemd-run --quiet --wait --pipe --collect --unit={shlex.quote(f'hostwright-backup-{source}-restore')}",
-        _program("restore", source, f"--at={at}", f"--repository={repository}"),
+        _program(
+            "restore",
+            source,
+            f"--at={at}",
+            f"--repository={repository}",
+            *([f"--into={into}"] if into else []),
+            *(["--replace"] if replace else []),
+        ),
     )
 
 

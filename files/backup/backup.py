@@ -4,7 +4,7 @@ Back up what a host declares in /etc/hostwright/backup, prove that it can be res
 
     backup run NAME [--accept-smaller]     copy, check, store in every repository, apply the retention
     backup drill NAME                      restore the newest copy into a scratch place and check it
-    backup restore NAME [--at WHEN] [--repository LABEL]
+    backup restore NAME [--at WHEN] [--repository LABEL] [--into BUCKET] [--replace]
     backup list NAME [--json]
     backup init NAME                       open the repositories, create those that do not exist yet
     backup restic NAME [--repository LABEL] -- ARGUMENTS     restic itself, with the right repository and password
@@ -89,6 +89,8 @@ class Source:
     health_seconds: int = 30
     timeout_seconds: int = 3600
     textfiles: str = "/var/lib/prometheus/node-exporter"
+    postgres: dict[str, Any] = field(default_factory=dict)
+    bucket: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tag(self) -> str:
@@ -159,12 +161,10 @@ def execute(
 
     + account: uid and gid to run it as, when we are root
     """
-    identity: dict[str, Any] = {}
-    if account is not None and os.geteuid() == 0:
-        identity = {"user": account[0], "group": account[1], "extra_groups": []}
     process = subprocess.Popen(
         list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        errors="replace", env=dict(env) if env is not None else None, cwd=cwd, start_new_session=True, **identity,
+        errors="replace", env=dict(env) if env is not None else None, cwd=cwd, start_new_session=True,
+        **_identity(account),
     )  # fmt: skip
     try:
         out, err = process.communicate(timeout=deadline.left())
@@ -179,7 +179,14 @@ def execute(
     return Ended(process.returncode, out, err)
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
+def _identity(account: tuple[int, int] | None) -> dict[str, Any]:
+    """Return the arguments of Popen that let a program run as an account, when we are root."""
+    if account is None or os.geteuid() != 0:
+        return {}
+    return {"user": account[0], "group": account[1], "extra_groups": []}
+
+
+def _end_group(process: subprocess.Popen[Any]) -> None:
     for sign, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)
@@ -276,8 +283,8 @@ def _file_digest(path: Path) -> str:
 
 # --- kinds: how a consistent copy of a source is made, looked at and put in place -----------------------------------
 #
-# A further kind (postgres, redis, mongodb, an object store) is one more class with these methods and its line in
-# KINDS: drill, restore, retention and state know nothing else about it.
+# A further kind (redis, mongodb) is one more class with these methods and its line in KINDS, in a file of its own:
+# drill, restore, retention and state know nothing else about it.
 
 
 class Kind:
@@ -286,9 +293,38 @@ class Kind:
     # endings of files that belong to the source and move with it
     COMPANIONS: tuple[str, ...] = ()
 
-    def __init__(self, source: Source, deadline: Deadline) -> None:
+    def __init__(
+        self,
+        source: Source,
+        deadline: Deadline,
+        secrets: Mapping[str, str] | None = None,
+        work: Path = Path("/nonexistent"),
+    ) -> None:
         self.source = source
         self.deadline = deadline
+        self.secrets = dict(secrets or {})
+        self.work = work
+        # what the operator said of a restore besides which copy
+        self.options: dict[str, Any] = {}
+
+    @property
+    def where(self) -> str:
+        """Return the source for the operator."""
+        return self.source.path
+
+    def ready(self) -> None:
+        """Make sure that the source can be read, when it is declared. Raise Failure when it cannot."""
+
+    def done(self, stage: Path) -> None:
+        """Take from the stage what the next copy can use."""
+
+    def prove(self, directory: Path) -> Content:
+        """Look at a copy that came back, harder than ``inspect`` where that is possible."""
+        return self.inspect(directory)
+
+    def compare(self, directory: Path) -> str:
+        """Compare a copy with the live source where that is possible; return what was found to be the same."""
+        return ""
 
     @property
     def path(self) -> Path:
@@ -497,6 +533,8 @@ class Directory(Kind):
 
 
 KINDS: dict[str, type[Kind]] = {"sqlite": Sqlite, "directory": Directory}
+
+# <<< parts >>>
 
 
 def _sync(path: Path) -> None:
@@ -839,7 +877,10 @@ def _write(path: Path, text: str, mode: int) -> None:
 
 
 class Units:
-    """What has to stand still while the source is replaced: systemd units (patterns too) and ``supervisor:NAME``."""
+    """
+    What has to stand still while the source is replaced: systemd units (patterns too), ``supervisor:NAME``,
+    ``container:NAME`` and ``container:label=VALUE`` (all that carry it).
+    """
 
     RUNNING = ("active", "activating", "reloading", "deactivating")
 
@@ -858,6 +899,9 @@ class Units:
                 if re.search(r"\b(RUNNING|STARTING|BACKOFF|FATAL|EXITED)\b", status):
                     found.append(name)
                 continue
+            if name.startswith("container:"):
+                found += [f"container:{each}" for each in self._containers(name.partition(":")[2])]
+                continue
             listed = self._run(
                 "systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", "--", name
             ).out
@@ -867,12 +911,21 @@ class Units:
                     found.append(unit)
         return found
 
+    def _containers(self, named: str) -> list[str]:
+        """Return the names of those that run or are about to."""
+        choice = f"label={named}" if "=" in named else f"name=^/?{re.escape(named)}$"
+        states = [f"--filter=status={state}" for state in ("running", "restarting", "paused")]
+        listed = self._run("docker", "ps", "--all", "--format={{.Names}}", f"--filter={choice}", *states)
+        if listed.status:
+            raise Failure(f"docker ps: {listed.err.strip()[-300:]}")
+        return sorted(listed.out.split())
+
     def stop(self, names: Sequence[str]) -> None:
         self._each(names, "stop", "does not stop")
 
     def start(self, names: Sequence[str]) -> None:
         for name in names:
-            if not name.startswith("supervisor:"):
+            if not name.startswith(("supervisor:", "container:")):
                 self._run("systemctl", "reset-failed", "--", name)
         self._each(names, "start", "does not start")
 
@@ -880,6 +933,8 @@ class Units:
         for name in names:
             if name.startswith("supervisor:"):
                 ended = self._run("supervisorctl", verb, name.partition(":")[2])
+            elif name.startswith("container:"):
+                ended = self._run("docker", verb, name.partition(":")[2])
             else:
                 ended = self._run("systemctl", verb, "--", name)
             if ended.status:
@@ -905,12 +960,14 @@ class Backup:
         self.source = load_source(places, name)
         self.deadline = Deadline(self.source.timeout_seconds)
         secrets = load_secrets(places, name)
+        # those of the source are not the repository's, which may have keys of the same kind
+        others = {key: value for key, value in secrets.items() if not key.startswith("SOURCE_")}
         self.repositories = {
-            label: Repository(label, url, self.source, secrets, self.deadline)
+            label: Repository(label, url, self.source, others, self.deadline)
             for label, url in self.source.repositories.items()
         }
-        self.kind = KINDS[self.source.kind](self.source, self.deadline)
         self.work = places.work / name
+        self.kind = KINDS[self.source.kind](self.source, self.deadline, secrets, self.work)
         self.pending = places.state / f"{name}.restore.json"
         self.state = State(places, self.source)
 
@@ -932,7 +989,7 @@ class Backup:
             manifest = Manifest(
                 self.source.name,
                 self.source.kind,
-                self.source.path,
+                self.kind.where,
                 _now(),
                 content,
                 accepted_smaller=accept_smaller,
@@ -940,6 +997,7 @@ class Backup:
             (stage / MANIFEST).write_text(manifest.text())
             self._for_each_repository(lambda repository: self._store(repository, stage, manifest))
             self.state.note(last_success=_now(), size=content.size, rows=content.counts)
+            self.kind.done(stage)
             tell(
                 f"{content.size} bytes, {content.total} rows or files, stored in: {', '.join(self.repositories)}"
             )
@@ -979,6 +1037,10 @@ class Backup:
         snapshots = repository.snapshots()
         snapshot = choose(snapshots, "latest")
         content = self._bring_back(repository, snapshot, snapshots)
+        try:
+            same = self.kind.compare(self.work / "restored")
+        except Failure as failure:
+            raise Failure(f"{repository}: copy {snapshot}: {failure}") from None
         repository.check()
         now = datetime.now(timezone.utc)
         repository.mark_verified(snapshot, snapshots, now)
@@ -989,6 +1051,7 @@ class Backup:
         )
         tell(
             f"{repository}: copy {snapshot} is verified: {content.size} bytes, {content.total} rows or files"
+            + (f"; {same}" if same else "")
         )
 
     def _bring_back(
@@ -1005,7 +1068,7 @@ class Backup:
                 manifest = Manifest.parse((directory / MANIFEST).read_text())
             except (OSError, ValueError, KeyError, TypeError):
                 raise Failure("it has no manifest") from None
-            content = self.kind.inspect(directory)
+            content = self.kind.prove(directory)
             faults = difference_faults(content, manifest) + minimum_faults(content, self.source.minimum)
             verified = [each for each in snapshots if each.verified and each.key != snapshot.key]
             if (
@@ -1024,8 +1087,11 @@ class Backup:
 
     # .. restore
 
-    def restore(self, at: str, label: str) -> None:
+    def restore(self, at: str, label: str, **options: Any) -> None:
         """Put a checked copy in place of the source. What stood there is kept beside it."""
+        if any(options.values()) and self.source.kind != "bucket":
+            raise Failure("--into and --replace are for buckets")
+        self.kind.options = options
         repository = self._repository(label)
         snapshots = repository.snapshots()
         snapshot = choose(snapshots, at)
@@ -1054,7 +1120,7 @@ class Backup:
                     units.start(running)
                 self.pending.unlink()
             raise
-        tell(f"restored to {self.source.path}; what stood there: {', '.join(kept) or 'nothing'}")
+        tell(f"restored to {self.kind.where}; what stood there: {', '.join(kept) or 'nothing'}")
         units.start(running)
         tell(f"started: {', '.join(running) or 'nothing, because nothing ran'}")
         self.pending.unlink()
@@ -1102,6 +1168,8 @@ class Backup:
                 tell(f"{repository}: created")
             entry["id"] = found
 
+        self._fresh("ready")
+        self.kind.ready()
         self._for_each_repository(ensure)
         self.state.note(config=config_digest(self.places, self.source.name))
         self.state.save()
@@ -1255,6 +1323,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         command.add_argument("name")
     of["run"].add_argument("--accept-smaller", action="store_true")
     of["restore"].add_argument("--at", default="latest")
+    of["restore"].add_argument("--into", default="", metavar="BUCKET")
+    of["restore"].add_argument("--replace", action="store_true")
     of["list"].add_argument("--json", action="store_true")
     of["restic"].add_argument("arguments", nargs="+")
     for name in ("restore", "restic"):
@@ -1286,7 +1356,9 @@ def main(argv: Sequence[str], places: Places) -> None:
         elif arguments.command == "drill":
             backup.drill()
         elif arguments.command == "restore":
-            backup.restore(arguments.at, arguments.repository)
+            backup.restore(
+                arguments.at, arguments.repository, into=arguments.into, replace=arguments.replace
+            )
         else:
             backup.init()
     return None

@@ -7,6 +7,7 @@ import json
 import shutil
 import sqlite3
 import sys
+import tempfile
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,11 +18,14 @@ import pytest
 from operations import backup as operation
 from settings import load_host
 
-PROGRAM = Path(__file__).parents[2] / "files" / "backup" / "backup.py"
+_PLACE = tempfile.TemporaryDirectory()
 
 
 def _load():
-    spec = importlib.util.spec_from_file_location("hostwright_backup", PROGRAM)
+    # as it is installed: one file; it also starts itself as a program
+    path = Path(_PLACE.name, "backup.py")
+    path.write_text(operation.program_text())
+    spec = importlib.util.spec_from_file_location("hostwright_backup", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -733,7 +737,7 @@ def test_a_job_reaches_the_network_and_the_key_only_for_a_remote_repository() ->
     ("change", "said"),
     [
         ({"source": "My Shop"}, "source must be"),
-        ({"kind": "postgres"}, "kind must be one of sqlite, directory"),
+        ({"kind": "mongodb"}, "kind must be one of sqlite, directory"),
         ({"path": "shop.db"}, "path must be absolute"),
         ({"path": "/srv/shop/"}, "path must be absolute"),
         ({"mode": "rw"}, "mode must be octal"),
