@@ -136,7 +136,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{1,62}")
 _OBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{1,127}")
 # host[:port]/path/path:tag@digest, as the engine's reference grammar has it, with a tag or a digest demanded
 _IMAGE = re.compile(
-    r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]+)?/)?"
+    r"(?:(?=[^/]*[.:]|localhost/)[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::[0-9]+)?/)?"
     r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}(?:@sha256:[0-9a-f]{64})?|@sha256:[0-9a-f]{64})"
 )
