@@ -12,7 +12,8 @@ file=/etc/docker/daemon.json
 umask 022
 sed 's/"live-restore": true/"live-restore": false/' "$file" > /run/hostwright-daemon.json
 mount --bind /run/hostwright-daemon.json "$file"
-systemctl reload docker.service
+# Not by systemctl reload: systemd takes on no new job for a unit that it is about to stop.
+kill -HUP "$(systemctl show --property=MainPID --value docker.service)"
 tries=0
 until [ "$(docker info --format '{{.LiveRestoreEnabled}}')" = false ]; do
     tries=$((tries + 1))
