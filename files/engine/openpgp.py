@@ -39,6 +39,8 @@ def _packets(content: bytes):
             if width > 4:
                 raise ValueError("not a key")
             size, at = int.from_bytes(content[at + 1 : at + 1 + width], "big"), at + 1 + width
+        if at + size > len(content):
+            raise ValueError("not a key")
         yield tag, content[at : at + size]
         at += size
 
