@@ -46,6 +46,18 @@ def test_registry_asks_for_an_account_and_a_trusted_authority(lab: Lab, engine: 
     assert {(r.method, r.status) for r in registry.requests if "busybox/manifests" in r.path} >= {("HEAD", 200), ("HEAD", 401)}
 
 
+def test_registry_goes_and_comes_back_with_what_it_holds(engine: LabHost, registry: Registry) -> None:
+    reference = registry.image("busybox")
+    registry.stop()
+    try:
+        refused = engine.run(f"docker pull {reference}", check=False)
+    finally:
+        registry.start()
+    assert refused.returncode != 0
+    assert "connection refused" in refused.stderr
+    engine.run(f"docker pull -q {reference}")
+
+
 def test_image_that_was_made_is_the_image_that_runs(engine: LabHost, registry: Registry) -> None:
     made = images.make(
         images.get("busybox"), files={"/usr/bin/greet": "#!/bin/sh\necho $GREETING $1 as $(id -u)\n"},
