@@ -20,7 +20,7 @@ from facts.records import Record, read
 from settings.s3 import KeyFile, Presigned, Server
 
 # botocore logs whole answers at DEBUG (`pyinfra --debug`), and that of CreateAccessKey holds the secret.
-logging.getLogger("botocore").setLevel(logging.INFO)
+logging.getLogger("botocore").setLevel(logging.WARNING)
 
 # Where the name of the call is not that of the permission.
 _PERMISSIONS = {

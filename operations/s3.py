@@ -237,7 +237,7 @@ def replication(
     server: Server = AWS,
     to_server: Server | None = None,
     prefix: str = "",
-    delete_markers: bool = True,
+    delete_markers: bool = False,
     present: bool = True,
 ) -> Generator[FunctionCommand, None, None]:
     """
@@ -248,7 +248,7 @@ def replication(
     + server: where the source is
     + to_server: where the copy is, with its region; like ``server`` when ``None``
     + prefix: of the keys that are copied; empty: all
-    + delete_markers: whether a deletion is copied too (an old version never is deleted there)
+    + delete_markers: whether a deletion hides the copy too
     + present: ``False`` removes the configuration and the role; what was copied stays
 
     Raises ``OperationValueError`` for arguments that break a rule, and ``OperationError`` when a bucket is not there or
@@ -276,7 +276,7 @@ def replication(
         found = read_role(server, role, BUCKET_TAG)
     except S3Error as error:
         raise OperationError(f"s3.replication: {error}") from None
-    if found.arn and found.bucket != bucket and (present or found.bucket):
+    if present and found.arn and found.bucket != bucket:
         whose = f"of bucket {found.bucket!r}" if found.bucket else "not made here"
         raise OperationError(
             f"s3.replication: role {role} exists and is {whose}: choose another name, or tag it {BUCKET_TAG}={bucket}"
@@ -475,7 +475,8 @@ def user(
     """
     faults = [*server.faults(), *iam_name_faults("user", user), *key_file.faults()]
     if present:
-        faults += [fault for one in access for fault in one.faults()]
+        for one in access:
+            faults += one.faults() if isinstance(one, Access) else [f"access holds Access(…), got {one!r}"]
         if not access:
             faults.append("access is empty: name the buckets that the user may use")
     _refuse("user", faults)
@@ -516,8 +517,8 @@ def user(
         yield from _commands([_Change(title, lambda: _make_key(server, user, key_file, made))])
         entry = File(key_file.path, made[0], mode="0600", owner=key_file.owner, group=key_file.group)
         yield from fileset.files._inner(entries=[entry])
-    for one in file.running:
-        yield from units_of.unit._inner(unit=one, enabled=None, inputs=[key_file.path])
+    for running in file.running:
+        yield from units_of.unit._inner(unit=running, enabled=None, inputs=[key_file.path])
     yield from _commands([_key_removal(server, user, key_id) for key_id in plan.stale])
     if not changes and plan == KeyPlan() and not file.running:
         host.noop(f"user {user} and its key are as wanted")

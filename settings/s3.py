@@ -229,6 +229,11 @@ class Bucket:
             faults.append(f"encryption must be 'AES256', 'aws:kms', '' or None, got {self.encryption!r}")
         if self.kms_key and self.encryption != "aws:kms":
             faults.append(f"kms_key goes with encryption='aws:kms', got {self.encryption!r}")
+        for name in ("public_access_blocked", "versioning", "tls_only"):
+            if getattr(self, name) not in (True, False) and (
+                name == "tls_only" or getattr(self, name) is not None
+            ):
+                faults.append(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("cors", "lifecycle", "policy"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Sequence) or isinstance(value, str)):

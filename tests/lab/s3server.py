@@ -82,7 +82,9 @@ class S3Server:
     def restricted(self, user: str, denied: str) -> Keys:
         """Return keys of a new user of the owner's account who may do anything but one action."""
         deny = {"Effect": "Deny", "Action": denied, "Resource": "*"}
-        return self._user(self.client("iam"), user, {**_ANYTHING, "Statement": [*_ANYTHING["Statement"], deny]})
+        return self._user(
+            self.client("iam"), user, {**_ANYTHING, "Statement": [*_ANYTHING["Statement"], deny]}
+        )
 
     def _administrator(self, account: str) -> Keys:
         iam = self.client("iam", Keys("none", "none"))

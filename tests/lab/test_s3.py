@@ -3,11 +3,18 @@
 import json
 import os
 import subprocess
+import urllib.error
+import urllib.request
 from datetime import datetime, timezone
+from functools import partial
 
 import pytest
 from botocore.exceptions import ClientError
 
+from facts.s3 import presigned_url
+from settings.s3 import Presigned, Server
+from settings.secret import Secret
+from tests.lab.ceph import Ceph
 from tests.lab.provision import command_line
 from tests.lab.s3server import Keys, S3Server
 from tests.lab.state import REPOSITORY, wait_for
@@ -68,16 +75,62 @@ def text(call, member=None):
     return answer[member] if member else "allowed"
 
 
-def test_set_noop_update_unset(run, cloud):
-    full = bucket("hw-props", FULL % "hw-props")
+def test_set_noop_healed_update_unset(run, cloud):
+    full, s3 = bucket("hw-props", FULL % "hw-props"), cloud.client("s3")
     planned = run(full, dry=True)
     assert planned.ok, planned
     assert planned.changed == ["Bucket"]
-    s3 = cloud.client("s3")
     assert text(lambda: s3.head_bucket(Bucket="hw-props")) == "404"
 
     assert run(full).changed == ["Bucket"]
     assert s3.get_bucket_location(Bucket="hw-props")["LocationConstraint"] == "eu-central-1"
+    assert_full(s3)
+    assert run(full, dry=True).changed == []
+    assert run(full).changed == []
+
+    # everything by hand at once
+    public = {"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::hw-props/*"}
+    s3.delete_public_access_block(Bucket="hw-props")
+    s3.put_bucket_policy(
+        Bucket="hw-props", Policy=json.dumps({"Version": "2012-10-17", "Statement": [public]})
+    )
+    s3.put_bucket_versioning(Bucket="hw-props", VersioningConfiguration={"Status": "Suspended"})
+    anywhere = {"AllowedMethods": ["GET"], "AllowedOrigins": ["*"]}
+    s3.put_bucket_cors(Bucket="hw-props", CORSConfiguration={"CORSRules": [anywhere]})
+    s3.delete_bucket_lifecycle(Bucket="hw-props")
+    s3.delete_bucket_encryption(Bucket="hw-props")
+    assert run(full, dry=True).changed == ["Bucket"]
+    assert json.loads(s3.get_bucket_policy(Bucket="hw-props")["Policy"])["Statement"] == [public]
+    assert run(full).changed == ["Bucket"]
+    assert_full(s3)
+
+    updated = full.replace("app.example.org", "www.example.org").replace("expire_days=30", "expire_days=31")
+    assert run(updated).changed == ["Bucket"]
+    assert s3.get_bucket_cors(Bucket="hw-props")["CORSRules"][0]["AllowedOrigins"] == [
+        "https://www.example.org"
+    ]
+    assert lifecycle(s3)["hostwright"]["Expiration"]["Days"] == 31
+
+    bare = bucket("hw-props", BARE)
+    assert run(bare).changed == ["Bucket"]
+    assert (
+        text(lambda: s3.get_public_access_block(Bucket="hw-props")) == "NoSuchPublicAccessBlockConfiguration"
+    )
+    assert s3.get_bucket_versioning(Bucket="hw-props")["Status"] == "Suspended"
+    assert text(lambda: s3.get_bucket_cors(Bucket="hw-props")) == "NoSuchCORSConfiguration"
+    assert (
+        text(lambda: s3.get_bucket_lifecycle_configuration(Bucket="hw-props"))
+        == "NoSuchLifecycleConfiguration"
+    )
+    assert text(lambda: s3.get_bucket_policy(Bucket="hw-props")) == "NoSuchBucketPolicy"
+    assert run(bare).changed == []
+
+
+def lifecycle(s3):
+    return {one["ID"]: one for one in s3.get_bucket_lifecycle_configuration(Bucket="hw-props")["Rules"]}
+
+
+def assert_full(s3):
     block = s3.get_public_access_block(Bucket="hw-props")["PublicAccessBlockConfiguration"]
     assert list(block.values()) == [True] * 4
     (rule,) = s3.get_bucket_encryption(Bucket="hw-props")["ServerSideEncryptionConfiguration"]["Rules"]
@@ -87,68 +140,26 @@ def test_set_noop_update_unset(run, cloud):
     assert cors["AllowedOrigins"] == ["https://app.example.org"]
     assert set(cors["AllowedMethods"]) == {"GET", "HEAD", "POST", "PUT"}
     assert cors["ExposeHeaders"] == ["ETag"]
-    rules = {one["ID"]: one for one in s3.get_bucket_lifecycle_configuration(Bucket="hw-props")["Rules"]}
+    rules = lifecycle(s3)
     assert rules["hostwright"]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 3}
     assert rules["hostwright"]["Expiration"]["Days"] == 30
     assert rules["hostwright-tmp/"]["Filter"] == {"Prefix": "tmp/"}
     policy = json.loads(s3.get_bucket_policy(Bucket="hw-props")["Policy"])
     assert [one["Sid"] for one in policy["Statement"]] == ["Readers"]
 
-    assert run(full, dry=True).changed == []
-    assert run(full).changed == []
 
-    updated = FULL.replace("app.example.org", "www.example.org").replace("expire_days=30", "expire_days=31")
-    assert run(bucket("hw-props", updated % "hw-props")).changed == ["Bucket"]
-    assert s3.get_bucket_cors(Bucket="hw-props")["CORSRules"][0]["AllowedOrigins"] == ["https://www.example.org"]
-    rules = {one["ID"]: one for one in s3.get_bucket_lifecycle_configuration(Bucket="hw-props")["Rules"]}
-    assert rules["hostwright"]["Expiration"]["Days"] == 31
-
-    bare = bucket("hw-props", BARE)
-    assert run(bare).changed == ["Bucket"]
-    assert text(lambda: s3.get_public_access_block(Bucket="hw-props")) == "NoSuchPublicAccessBlockConfiguration"
-    assert s3.get_bucket_versioning(Bucket="hw-props")["Status"] == "Suspended"
-    assert text(lambda: s3.get_bucket_cors(Bucket="hw-props")) == "NoSuchCORSConfiguration"
-    assert text(lambda: s3.get_bucket_lifecycle_configuration(Bucket="hw-props")) == "NoSuchLifecycleConfiguration"
-    assert text(lambda: s3.get_bucket_policy(Bucket="hw-props")) == "NoSuchBucketPolicy"
-    assert run(bare).changed == []
-
-    s3.put_object(Bucket="hw-props", Key="kept", Body=b"x")
-    refused = run(bucket("hw-props", present=False))
+def test_only_an_empty_bucket_is_removed(run, cloud):
+    s3 = cloud.client("s3")
+    s3.create_bucket(Bucket="hw-gone", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    s3.put_object(Bucket="hw-gone", Key="kept", Body=b"x")
+    refused = run(bucket("hw-gone", present=False))
     assert not refused.ok
     assert "is not removed: it holds objects or old versions of them, e.g. 'kept'" in refused.stderr
-    assert s3.get_object(Bucket="hw-props", Key="kept")["Body"].read() == b"x"
+    assert s3.get_object(Bucket="hw-gone", Key="kept")["Body"].read() == b"x"
 
-    for one in s3.list_object_versions(Bucket="hw-props")["Versions"]:
-        s3.delete_object(Bucket="hw-props", Key="kept", VersionId=one["VersionId"])
-    assert run(bucket("hw-props", present=False)).changed == ["Bucket"]
-    assert text(lambda: s3.head_bucket(Bucket="hw-props")) == "404"
-    assert run(bucket("hw-props", present=False)).changed == []
-
-
-def test_what_was_changed_by_hand_is_healed(run, cloud):
-    full = bucket("hw-drift", FULL % "hw-drift")
-    assert run(full).ok
-    s3 = cloud.client("s3")
-    public = {"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::hw-drift/*"}
-    s3.delete_public_access_block(Bucket="hw-drift")
-    s3.put_bucket_policy(Bucket="hw-drift", Policy=json.dumps({"Version": "2012-10-17", "Statement": [public]}))
-    s3.put_bucket_versioning(Bucket="hw-drift", VersioningConfiguration={"Status": "Suspended"})
-    anywhere = {"AllowedMethods": ["GET"], "AllowedOrigins": ["*"]}
-    s3.put_bucket_cors(Bucket="hw-drift", CORSConfiguration={"CORSRules": [anywhere]})
-    s3.delete_bucket_lifecycle(Bucket="hw-drift")
-    s3.delete_bucket_encryption(Bucket="hw-drift")
-
-    assert run(full, dry=True).changed == ["Bucket"]
-    assert json.loads(s3.get_bucket_policy(Bucket="hw-drift")["Policy"])["Statement"] == [public]
-    assert run(full).changed == ["Bucket"]
-    assert all(s3.get_public_access_block(Bucket="hw-drift")["PublicAccessBlockConfiguration"].values())
-    (statement,) = json.loads(s3.get_bucket_policy(Bucket="hw-drift")["Policy"])["Statement"]
-    assert statement["Sid"] == "Readers"
-    assert s3.get_bucket_versioning(Bucket="hw-drift")["Status"] == "Enabled"
-    assert s3.get_bucket_cors(Bucket="hw-drift")["CORSRules"][0]["AllowedOrigins"] == ["https://app.example.org"]
-    assert len(s3.get_bucket_lifecycle_configuration(Bucket="hw-drift")["Rules"]) == 2
-    assert s3.get_bucket_encryption(Bucket="hw-drift")
-    assert run(full).changed == []
+    s3.delete_object(Bucket="hw-gone", Key="kept")
+    assert run(bucket("hw-gone", present=False)).changed == ["Bucket"]
+    assert text(lambda: s3.head_bucket(Bucket="hw-gone")) == "404"
 
 
 def test_refusals_say_why_and_change_nothing(run, cloud):
@@ -159,26 +170,22 @@ def test_refusals_say_why_and_change_nothing(run, cloud):
     assert not taken.ok
     assert "bucket hw-taken: belongs to another account" in taken.stderr
 
-    s3 = cloud.client("s3", region="us-east-1")
-    s3.create_bucket(Bucket="hw-elsewhere")
-    moved = run(bucket("hw-elsewhere"))
-    assert not moved.ok
-    assert "is in region 'us-east-1', wanted: 'eu-central-1'" in moved.stderr
-
-    lacking = run(bucket("hw-lacking", FULL % "hw-lacking"), cloud.restricted("no-cors", "s3:PutBucketCORS"))
+    full = bucket("hw-lacking", FULL % "hw-lacking")
+    lacking = run(full, cloud.restricted("no-cors", "s3:PutBucketCORS"))
     assert lacking.failed == ["Bucket"]
     assert "the credentials lack the permission s3:PutBucketCORS" in lacking.stderr
+    assert "Traceback" not in lacking.stderr
     # what the next run, with the permission, finishes
-    assert run(bucket("hw-lacking", FULL % "hw-lacking")).changed == ["Bucket"]
-    assert run(bucket("hw-lacking", FULL % "hw-lacking")).changed == []
-
-    unknown = run(bucket("hw-lacking"), Keys("AKIANOBODY", "geheim"))
-    assert not unknown.ok
-    assert "does not accept the credentials (InvalidAccessKeyId)" in unknown.stderr
+    assert run(full).changed == ["Bucket"]
 
     bad = run(bucket("HW", "Bucket(encryption='rot13', presigned_max_seconds=-1)"))
     assert not bad.ok
-    for part in ("bucket must be 3 to 63", "'rot13'", "presigned_max_seconds must be", "tls_only would close"):
+    for part in (
+        "bucket must be 3 to 63",
+        "'rot13'",
+        "presigned_max_seconds must be",
+        "tls_only would close",
+    ):
         assert part in bad.stderr
 
 
@@ -201,7 +208,10 @@ def keys_in(host) -> Keys:
 
 
 def key_ids(cloud) -> list[str]:
-    return [one["AccessKeyId"] for one in cloud.client("iam").list_access_keys(UserName="hw-user")["AccessKeyMetadata"]]
+    return [
+        one["AccessKeyId"]
+        for one in cloud.client("iam").list_access_keys(UserName="hw-user")["AccessKeyMetadata"]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +239,10 @@ def test_a_user_may_do_what_it_needs_and_its_key_is_told_to_nobody(run, cloud, b
     assert key_ids(cloud) == [keys.access_key]
     for secret in (keys.secret_key, cloud.owner.secret_key):
         assert secret not in made.stdout + made.stderr
-        assert host.run(f"grep -rlF -e {secret} /tmp /var /etc /run 2>/dev/null", check=False).stdout in ("", f"{FILE}\n")
+        assert host.run(f"grep -rlF -e {secret} /tmp /var /etc /run 2>/dev/null", check=False).stdout in (
+            "",
+            f"{FILE}\n",
+        )
 
     own = cloud.client("s3", keys)
     assert text(lambda: own.put_object(Bucket="hw-own", Key="in/a", Body=b"x")) == "allowed"
@@ -241,6 +254,22 @@ def test_a_user_may_do_what_it_needs_and_its_key_is_told_to_nobody(run, cloud, b
 
     again = run(user())
     assert again.changed == []
+    assert keys_in(host) == keys
+
+    # everything by hand at once
+    iam = cloud.client("iam")
+    everything = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}'
+    arn = iam.create_policy(PolicyName="hw-all", PolicyDocument=everything)["Policy"]["Arn"]
+    iam.attach_user_policy(UserName="hw-user", PolicyArn=arn)
+    iam.put_user_policy(UserName="hw-user", PolicyName="more", PolicyDocument=everything)
+    iam.create_group(GroupName="hw-group")
+    iam.add_user_to_group(GroupName="hw-group", UserName="hw-user")
+    iam.create_access_key(UserName="hw-user")
+    assert run(user()).changed == ["User"]
+    assert iam.list_attached_user_policies(UserName="hw-user")["AttachedPolicies"] == []
+    assert iam.list_user_policies(UserName="hw-user")["PolicyNames"] == ["hostwright"]
+    assert iam.list_groups_for_user(UserName="hw-user")["Groups"] == []
+    assert key_ids(cloud) == [keys.access_key]
     assert keys_in(host) == keys
 
     assert run(user(access="Access('hw-own', write=False, delete=False)")).changed == ["User"]
@@ -262,65 +291,71 @@ def test_a_key_is_replaced_before_the_old_one_goes(run, cloud, buckets, reader):
     assert key_ids(cloud) == [new.access_key]
     pid = reader.run("systemctl show -p MainPID --value hw-reader.service").stdout.strip()
     assert f"AWS_ACCESS_KEY_ID={new.access_key}" in reader.run(f"tr '\\0' '\\n' </proc/{pid}/environ").stdout
-    assert text(lambda: cloud.client("s3", old).list_objects_v2(Bucket="hw-own", Prefix="in/")) == "InvalidAccessKeyId"
+    assert (
+        text(lambda: cloud.client("s3", old).list_objects_v2(Bucket="hw-own", Prefix="in/"))
+        == "InvalidAccessKeyId"
+    )
     assert text(lambda: cloud.client("s3", new).list_objects_v2(Bucket="hw-own", Prefix="in/")) == "allowed"
     assert run(rotate).changed == []
     assert reader.run("systemctl show -p MainPID --value hw-reader.service").stdout.strip() == pid
 
 
-def test_a_user_changed_by_hand_is_healed(run, cloud, buckets, host):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        f"rm {FILE}",
+        pytest.param(f"chmod 644 {FILE}", marks=pytest.mark.soak),
+        pytest.param(f"sed -i 's/SECRET_ACCESS_KEY=./&x/' {FILE}", marks=pytest.mark.soak),
+    ],
+)
+def test_a_key_file_changed_by_hand_gets_a_new_key(run, cloud, buckets, host, damage):
     assert run(user()).ok
-    iam, old = cloud.client("iam"), keys_in(host)
-    everything = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}'
-    arn = iam.create_policy(PolicyName="hw-all", PolicyDocument=everything)["Policy"]["Arn"]
-    iam.attach_user_policy(UserName="hw-user", PolicyArn=arn)
-    iam.put_user_policy(UserName="hw-user", PolicyName="more", PolicyDocument=everything)
-    iam.create_group(GroupName="hw-group")
-    iam.add_user_to_group(GroupName="hw-group", UserName="hw-user")
-    iam.create_access_key(UserName="hw-user")  # a run that was killed before it wrote the file leaves one
+    old = keys_in(host)
+    cloud.client("iam").create_access_key(UserName="hw-user")  # no room for a third one
+    host.run(damage)
     assert run(user()).changed == ["User"]
-    assert iam.list_attached_user_policies(UserName="hw-user")["AttachedPolicies"] == []
-    assert iam.list_user_policies(UserName="hw-user")["PolicyNames"] == ["hostwright"]
-    assert iam.list_groups_for_user(UserName="hw-user")["Groups"] == []
-    assert key_ids(cloud) == [old.access_key]
-    assert keys_in(host) == old
+    assert host.run(f"stat -c %a {FILE}").stdout == "600\n"
+    new = keys_in(host)
+    assert new.access_key != old.access_key
+    assert key_ids(cloud) == [new.access_key]
+    assert text(lambda: cloud.client("s3", new).list_objects_v2(Bucket="hw-own", Prefix="in/")) == "allowed"
 
-    for damage in (f"chmod 644 {FILE}", f"sed -i 's/SECRET_ACCESS_KEY=./&x/' {FILE}", f"rm {FILE}"):
-        iam.create_access_key(UserName="hw-user")
-        host.run(damage)
-        assert run(user()).changed == ["User"]
-        assert host.run(f"stat -c %a {FILE}").stdout == "600\n"
-        new = keys_in(host)
-        assert key_ids(cloud) == [new.access_key]
-        assert text(lambda: cloud.client("s3", new).list_objects_v2(Bucket="hw-own", Prefix="in/")) == "allowed"
-        assert new.access_key != old.access_key
-        old = new
-    assert run(user()).changed == []
+
+def _made_or_ended(cloud, process):
+    return len(key_ids(cloud)) == 2 or process.poll() is not None
 
 
 def test_a_killed_rotation_is_finished_by_the_next_run(run, cloud, buckets, host, tmp_path):
     assert run(user()).ok
-    old = keys_in(host)
-    rotate = user(f", rotate_before={datetime.now(timezone.utc).isoformat()!r}")
     env = {"S3_URL": cloud.url, "S3_ACCESS": cloud.owner.access_key, "S3_SECRET": cloud.owner.secret_key}
-    command = command_line(tmp_path, host, HEAD + rotate)
-    with open(tmp_path / "log", "wb") as log:
-        killed = subprocess.Popen(
-            command, cwd=REPOSITORY, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-        wait_for("a second key", lambda: len(key_ids(cloud)) == 2 or killed.poll() is not None, 60, pause=0.001)
-        killed.kill()
-        killed.wait()
-    assert len(key_ids(cloud)) == 2
+    for _ in range(5):  # on a busy machine the kill may come too late
+        old = keys_in(host)
+        rotate = user(f", rotate_before={datetime.now(timezone.utc).isoformat()!r}")
+        command = command_line(tmp_path, host, HEAD + rotate)
+        with open(tmp_path / "log", "ab") as log:
+            killed = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            wait_for("a second key", partial(_made_or_ended, cloud, killed), 120, pause=0.001)
+            killed.kill()
+            killed.wait()
+        if len(key_ids(cloud)) == 2:
+            break
+    assert len(key_ids(cloud)) == 2, (tmp_path / "log").read_text()
     good = keys_in(host)  # the old one or the new one: a whole file with a key that works
     assert text(lambda: cloud.client("s3", good).list_objects_v2(Bucket="hw-own", Prefix="in/")) == "allowed"
 
     assert run(rotate).changed == ["User"]
     assert key_ids(cloud) == [keys_in(host).access_key]
     assert keys_in(host).access_key != old.access_key
-    assert run(rotate).changed == []
 
 
+@pytest.mark.soak
 def test_a_user_of_another_host_is_refused_and_ones_own_removed(run, cloud, buckets, host):
     assert run(user()).ok
     keys = keys_in(host)
@@ -368,22 +403,108 @@ def test_replication_set_noop_healed_and_unset(run, cloud):
     assert run(COPY % (True, "")).changed == []
 
     s3.delete_bucket_replication(Bucket="hw-source")
+    everything = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
     anybody = {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}
     document = json.dumps({"Version": "2012-10-17", "Statement": [anybody]})
     iam.update_assume_role_policy(RoleName="hw-role", PolicyDocument=document)
-    iam.put_role_policy(RoleName="hw-role", PolicyName="hostwright", PolicyDocument=document.replace("sts:", "s3:"))
-    assert run(COPY % (True, ""), dry=True).changed == ["Replication"]
+    iam.put_role_policy(RoleName="hw-role", PolicyName="hostwright", PolicyDocument=json.dumps(everything))
     assert run(COPY % (True, "")).changed == ["Replication"]
     assert s3.get_bucket_replication(Bucket="hw-source")["ReplicationConfiguration"] == configuration
     assert iam.get_role(RoleName="hw-role")["Role"]["AssumeRolePolicyDocument"]["Statement"] == [trust]
     policy = iam.get_role_policy(RoleName="hw-role", PolicyName="hostwright")["PolicyDocument"]
     assert policy["Statement"][-1]["Resource"] == "arn:aws:s3:::hw-copy/*"
 
-    assert run(COPY % (True, ", prefix='scans/'")).changed == ["Replication"]
-    (rule,) = s3.get_bucket_replication(Bucket="hw-source")["ReplicationConfiguration"]["Rules"]
-    assert rule["Filter"] == {"Prefix": "scans/"}
-
     assert run(COPY % (True, ", present=False")).changed == ["Replication"]
-    assert text(lambda: s3.get_bucket_replication(Bucket="hw-source")) == "ReplicationConfigurationNotFoundError"
+    assert (
+        text(lambda: s3.get_bucket_replication(Bucket="hw-source")) == "ReplicationConfigurationNotFoundError"
+    )
     assert text(lambda: iam.get_role(RoleName="hw-role")) == "NoSuchEntity"
-    assert run(COPY % (True, ", present=False")).changed == []
+
+
+# --- a server that is not AWS -----------------------------------------------------------------------------------------
+
+CEPH = """
+import os
+from operations import s3
+from settings.s3 import Bucket, Cors, Lifecycle, Server
+from settings.secret import Secret
+server = Server(
+    region="default", endpoint_url=os.environ["S3_URL"], path_style=True,
+    access_key=Secret(os.environ["S3_ACCESS"]), secret_key=Secret(os.environ["S3_SECRET"]),
+)
+readers = {"Sid": "R", "Effect": "Allow", "Principal": {"AWS": "arn:aws:iam:::user/reader"},
+           "Action": ["s3:GetObject"], "Resource": ["arn:aws:s3:::hw-ceph/*"]}
+wanted = Bucket(
+    public_access_blocked=None, encryption=None, versioning=True, cors=[Cors(["https://app.example.org"])],
+    lifecycle=[Lifecycle("", 3, 30, 9), Lifecycle("tmp/", expire_days=1)], policy=[readers], tls_only=False,
+)
+bare = Bucket(public_access_blocked=None, encryption=None, lifecycle=(), tls_only=False)
+"""
+
+
+def http(method: str, url: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str]]:
+    named = {key.replace("_", "-"): value for key, value in headers.items()}
+    request = urllib.request.Request(url, body, named, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, {key.lower(): value for key, value in answer.headers.items()}
+    except urllib.error.HTTPError as error:
+        return error.code, {key.lower(): value for key, value in error.headers.items()}
+
+
+@pytest.mark.soak
+def test_a_server_that_is_not_aws(lab, host, provision):
+    node = lab.host("t-ceph")
+    ceph = Ceph(node).start()
+    owner, reader, stranger = ceph.user("owner"), ceph.user("reader"), ceph.user("stranger")
+
+    def run(text: str, keys: Keys = owner, **arguments):
+        env = {"S3_URL": ceph.url, "S3_ACCESS": keys.access_key, "S3_SECRET": keys.secret_key}
+        return provision(host, CEPH + text, env=env, **arguments)
+
+    def server(keys: Keys) -> Server:
+        return Server(
+            "default",
+            ceph.url,
+            path_style=True,
+            access_key=Secret(keys.access_key),
+            secret_key=Secret(keys.secret_key),
+        )
+
+    full = "s3.bucket('hw-ceph', server, wanted, name='Bucket')\n"
+    assert run(full, dry=True).changed == ["Bucket"]
+    assert run(full).changed == ["Bucket"]
+    assert run(full).changed == []
+    assert run(full, dry=True).changed == []
+
+    put = presigned_url(server(owner), Presigned(60), "hw-ceph", "scan.png", "put_object")
+    assert http("PUT", put, b"image")[0] == 200
+    assert http("GET", presigned_url(server(owner), Presigned(60), "hw-ceph", "scan.png"))[0] == 200
+    assert http("GET", presigned_url(server(reader), Presigned(60), "hw-ceph", "scan.png"))[0] == 200
+    assert http("GET", presigned_url(server(stranger), Presigned(60), "hw-ceph", "scan.png"))[0] == 403
+    assert (
+        http("PUT", presigned_url(server(reader), Presigned(60), "hw-ceph", "scan.png", "put_object"), b"x")[
+            0
+        ]
+        == 403
+    )
+    assert http("GET", f"{ceph.url}/hw-ceph/scan.png")[0] == 403
+    assert http("GET", f"{ceph.url}/hw-ceph")[0] == 403
+
+    asked = {"Access_Control_Request_Method": "PUT", "Access_Control_Request_Headers": "content-type"}
+    status, headers = http("OPTIONS", put, Origin="https://app.example.org", **asked)
+    assert (status, headers.get("access-control-allow-origin")) == (200, "https://app.example.org")
+    assert http("OPTIONS", put, Origin="https://evil.example.org", **asked)[0] == 403
+    status, headers = http("PUT", put, b"image", Origin="https://app.example.org")
+    assert headers.get("access-control-expose-headers") == "ETag"
+
+    theirs = run(full, stranger)
+    assert not theirs.ok
+    assert "bucket hw-ceph: belongs to another account" in theirs.stderr
+    refused = run("s3.bucket('hw-ceph', server, present=False, name='Bucket')\n")
+    assert "is not removed: it holds objects" in refused.stderr
+
+    assert run("s3.bucket('hw-ceph', server, bare, name='Bucket')\n").changed == ["Bucket"]
+    assert run("s3.bucket('hw-ceph', server, bare, name='Bucket')\n").changed == []
+    assert http("OPTIONS", put, Origin="https://app.example.org", **asked)[0] == 403
+    lab.destroy(node)
