@@ -101,16 +101,16 @@ def _finish_interrupted() -> None:
     _fail("dpkg --configure -a failed")
 
 
-def _update() -> None:
+def _update() -> str:
+    """Fetch the lists; return what apt said when some could not be had: a source of somebody else's may be down."""
     for _ in range(24):
         done = _run("apt-get", "update", "-q", "-o", "APT::Update::Error-Mode=any")
         if done.returncode == 0:
-            return
+            return ""
         if "Could not get lock" not in done.stdout:
             break
         time.sleep(5)
-    sys.stderr.write(done.stdout[-4000:])
-    _fail("apt-get update failed")
+    return done.stdout
 
 
 def _pinned(package: str, version: str) -> str:
@@ -160,10 +160,14 @@ def main(values: dict) -> None:
     fresh = _set_sources(values)
     if values["install"] or values["remove"]:
         _finish_interrupted()
-        _update()
+        said = _update()
         if values["keep_containers"] and _run("systemctl", "is-active", "docker.service").returncode == 0:
             keep_containers(values["daemon_json"])  # noqa: F821
-        _install(values)
+        try:
+            _install(values)
+        except SystemExit:
+            sys.stderr.write(said[-4000:])
+            raise
     elif fresh:
         _update()
     if values["hold"]:
