@@ -54,6 +54,28 @@ class Postgres(Kind):
         _sync(stage / "data")
 
     def inspect(self, directory: Path) -> Content:
+        data = self._dump(directory)
+        # reads and unpacks all of it, and writes it nowhere
+        self._reader.run("pg_restore", "--file=/dev/null", source=data, what="the dump is damaged")
+        counts = json.loads((directory / self.COUNTS).read_text())
+        return Content(data.stat().st_size, _file_digest(data), counts)
+
+    def prove(self, directory: Path) -> Content:
+        # first what is quick, and without the live server: that one may be what was lost
+        data = self._dump(directory)
+        digest = _file_digest(data)
+        if digest != Manifest.parse((directory / MANIFEST).read_text()).content.sha256:
+            raise Failure("the dump is damaged: its sha256 differs from the recorded one")
+        with self._scratch() as server:
+            server.run(
+                "pg_restore", "--exit-on-error", "--no-owner", "--no-privileges", "--dbname=postgres",
+                source=data, what="the dump is damaged",
+            )  # fmt: skip
+            counts = count_rows(lambda sql: self._ask(server, sql))
+        return Content(data.stat().st_size, digest, counts)
+
+    @staticmethod
+    def _dump(directory: Path) -> Path:
         data = directory / "data"
         if not data.is_file():
             raise Failure("it holds no dump")
@@ -62,23 +84,7 @@ class Postgres(Kind):
         with data.open("rb") as file:
             if file.read(5) != b"PGDMP":
                 raise Failure("it is no dump of PostgreSQL")
-        # reads and unpacks all of it, and writes it nowhere
-        self._reader.run("pg_restore", "--file=/dev/null", source=data, what="the dump is damaged")
-        counts = json.loads((directory / self.COUNTS).read_text())
-        return Content(data.stat().st_size, _file_digest(data), counts)
-
-    def prove(self, directory: Path) -> Content:
-        # without the live server: that one may be what was lost
-        with self._scratch() as server:
-            data = directory / "data"
-            if not data.is_file() or not data.stat().st_size:
-                raise Failure("it holds no dump, or an empty one")
-            server.run(
-                "pg_restore", "--exit-on-error", "--no-owner", "--no-privileges", "--dbname=postgres",
-                source=data, what="the dump is damaged",
-            )  # fmt: skip
-            counts = count_rows(lambda sql: self._ask(server, sql))
-        return Content(data.stat().st_size, _file_digest(data), counts)
+        return data
 
     def prepare(self, directory: Path) -> Path:
         incoming = f"{self.database[:40]}_incoming"

@@ -1,5 +1,6 @@
 """PostgreSQL in a container (and natively, in the soak) backed up, drilled, destroyed and restored; read back with psql."""
 
+import contextlib
 import json
 import shlex
 import textwrap
@@ -116,152 +117,184 @@ def host(lab, image):
     lab.destroy(fresh)
 
 
+# Looks at all processes again and again; what it looks for comes from a file, so that it does not see itself.
+WATCH = r"""
+while [ ! -e /root/stop ]; do
+    grep -laFf /root/canaries /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | while read -r f; do
+        printf '%s %s\n' "${f##*/}" "$(tr '\0' ' ' <"${f%/*}/cmdline" 2>/dev/null | cut -c1-80)"
+    done
+    sleep 0.05
+done >>/root/seen
+"""
+
+
+@contextlib.contextmanager
+def watched(host):
+    host.write("/root/canaries", f"canary-db\n{CANARY}\n")
+    host.write("/root/watch.sh", WATCH)
+    host.run("rm -f /root/stop; systemd-run --quiet --collect --unit=hw-watch sh /root/watch.sh")
+    try:
+        yield
+    finally:
+        host.run("touch /root/stop; while systemctl is-active --quiet hw-watch; do sleep 0.1; done", timeout=120)
+
+
 @pytest.fixture(scope="module")
 def declared(host, image, converge):
+    """The host with the database declared and the application writing to it."""
     sql(host, SCHEMA, "postgres")
     start_app(host, image)
-    run = converge(host)
+    with watched(host):
+        run = converge(host)
     assert run.ok, run
     assert run.changed == ["Back up the database"]
     return host
 
 
-@pytest.fixture
-def database(declared):
-    """The declared database with no copy yet, and the application writing to it."""
-    declared.run(f"systemctl reset-failed; rm -rf {REPOSITORY} /var/lib/hostwright/backup/mcbench*")
-    backup(declared, "init", "mcbench")
+@pytest.fixture(scope="module")
+def verified(declared):
+    """The declared database with one copy, which a drill has verified."""
+    with watched(declared):
+        declared.run("systemctl start hostwright-backup-mcbench.service", timeout=300)
+        assert "is verified" in backup(declared, "drill", "mcbench").stdout
     return declared
 
 
-def spoil(host, how: str) -> None:
-    """Put a newest copy into the repository whose dump is spoilt; its manifest says that it is whole."""
-    host.run("rm -rf /root/forge; install -d -m 0700 /root/forge")
-    restic = f"RESTIC_PASSWORD={CANARY} restic -q -r {REPOSITORY}"
-    host.run(f"cd /root/forge && {restic} restore latest --target . && cd stage && {how}", timeout=120)
-    host.run(f"cd /root/forge && {restic} backup --host t-backup-pg --tag source:mcbench stage && rm -rf /root/forge")
-
-
-def test_a_destroyed_database_comes_back_with_its_rows(database, provision):
-    before = sql(database, LOOK)
-    backup(database, "run", "mcbench")
-    rows = state(database)["rows"]
+def test_a_destroyed_database_comes_back_with_its_rows(verified, provision):
+    before = sql(verified, LOOK)
+    rows = state(verified)["rows"]
     assert rows == {"runs": rows["runs"], "audit.Odd Name": 40, "empty_one": 0}
     assert rows["runs"] >= 500
-    drilled = backup(database, "drill", "mcbench").stdout
-    assert "is verified" in drilled
-    assert "hostwright-backup" not in database.run("docker ps -a").stdout, "the scratch server is gone"
+    assert "hostwright-backup" not in verified.run("docker ps -a").stdout, "the scratch server is gone"
 
-    sql(database, 'DELETE FROM runs; DROP TABLE audit."Odd Name"')
-    app = database.run("docker inspect -f '{{.Id}}' app").stdout
-    data = {"backup_password": "env:LAB_BACKUP_PASSWORD"}
-    restored = provision(
-        database, "from deploys import backup\nbackup.restore(at='verified')\n", data=data, env={"LAB_BACKUP_PASSWORD": CANARY}
-    )
+    sql(verified, 'DELETE FROM runs; DROP TABLE audit."Odd Name"')
+    app = verified.run("docker inspect -f '{{.Id}}' app").stdout
+    with watched(verified):
+        restored = provision(
+            verified, "from deploys import backup\nbackup.restore(at='verified')\n",
+            data={"backup_password": "env:LAB_BACKUP_PASSWORD"}, env={"LAB_BACKUP_PASSWORD": CANARY},
+        )  # fmt: skip
     assert restored.ok, restored
     assert "audit.Odd Name 40" in restored.stderr
-    assert sql(database, LOOK) == before
-    assert int(sql(database, "SELECT count(*) FROM runs")) >= rows["runs"]
-    assert running(database, "app")
-    assert database.run("docker inspect -f '{{.Id}}' app").stdout == app
-    wait_for("the application writes again", lambda: int(sql(database, "SELECT count(*) FROM runs")) > rows["runs"], 30)
-
+    assert sql(verified, LOOK) == before
+    assert int(sql(verified, "SELECT count(*) FROM runs")) >= rows["runs"]
+    assert running(verified, "app")
+    assert verified.run("docker inspect -f '{{.Id}}' app").stdout == app
+    wait_for("the application writes again", lambda: int(sql(verified, "SELECT count(*) FROM runs")) > rows["runs"], 60)
     # what stood there is kept until the next restore
-    (aside,) = sql(database, "SELECT datname FROM pg_database WHERE datname LIKE '%before%'", "postgres").split()
-    assert int(sql(database, "SELECT count(*) FROM pg_tables WHERE schemaname = 'audit'", aside)) == 0
-    said = backup(database, "restore", "mcbench").stdout
-    assert f"dropped what an earlier restore had put aside: {aside}" in said
-    (second,) = sql(database, "SELECT datname FROM pg_database WHERE datname LIKE '%before%'", "postgres").split()
-    assert second != aside
-    sql(database, f'DROP DATABASE "{second}"', "postgres")
+    aside = asides(verified)[-1]
+    assert int(sql(verified, "SELECT count(*) FROM pg_tables WHERE schemaname = 'audit'", aside)) == 0
+
+
+def asides(host) -> list[str]:
+    return sql(host, "SELECT datname FROM pg_database WHERE datname LIKE '%before%' ORDER BY 1", "postgres").split()
+
+
+@pytest.mark.soak
+def test_the_next_restore_drops_what_the_last_one_put_aside(verified):
+    backup(verified, "restore", "mcbench", "--at", "verified")
+    first = asides(verified)
+    said = backup(verified, "restore", "mcbench", "--at", "verified").stdout
+    assert f"dropped what an earlier restore had put aside: {', '.join(first)}" in said
+    assert len(asides(verified)) == 1
+    assert asides(verified) != first
+
+
+# how to spoil a copy, and what is said of it
+SPOILT = {
+    "empty": (": > data", "the dump is empty"),
+    "truncated": ("truncate -s -400 data", "the dump is damaged"),
+    "corrupted": (
+        "dd if=/dev/urandom of=data bs=1 seek=$(($(stat -c %s data) / 2)) count=60 conv=notrunc status=none",
+        "the dump is damaged",
+    ),
+    "foreign": ("echo {} > manifest.json", "it has no manifest"),
+    # whole in itself, and not what was in the database: only the scratch server can tell
+    "other rows": (r"sed -i 's/\"audit.Odd Name\": 40/\"audit.Odd Name\": 41/' manifest.json", "audit.Odd Name: 40, recorded 41"),
+}
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        (": > data", "empty"),
-        ("truncate -s -400 data", "the dump is damaged"),
-        ("dd if=/dev/urandom of=data bs=1 seek=$(($(stat -c %s data) / 2)) count=60 conv=notrunc status=none", "damaged|sha256"),
-        ("echo {} > manifest.json", "it has no manifest"),
-    ],
-    ids=["empty", "truncated", "corrupted", "foreign"],
+    "kind", ["empty", "truncated", "corrupted", *(pytest.param(each, marks=pytest.mark.soak) for each in ("foreign", "other rows"))]
 )
-def test_drill_catches_a_bad_copy_and_restore_refuses_it(database, how, said):
-    backup(database, "run", "mcbench")
-    backup(database, "drill", "mcbench")
-    spoil(database, how)
-    drill = backup(database, "drill", "mcbench", check=False)
-    assert drill.returncode != 0
-    failure = state(database)["drill_failure"]
-    assert any(word in failure for word in said.split("|")), failure
-    assert "the last verified copy is" in failure
-    refused = backup(database, "restore", "mcbench", check=False)
-    assert refused.returncode != 0
-    assert running(database, "app")
-    assert int(sql(database, "SELECT count(*) FROM runs")) >= 500
-    assert sql(database, "SELECT count(*) FROM pg_database WHERE datname LIKE '%before%'", "postgres") == "0"
-
-
-def test_a_database_that_lost_its_rows_is_not_stored(database):
-    backup(database, "run", "mcbench")
-    sql(database, 'CREATE TABLE kept AS TABLE audit."Odd Name"; DELETE FROM audit."Odd Name"')
+def test_drill_catches_a_bad_copy_and_restore_refuses_it(verified, kind):
+    how, said = SPOILT[kind]
+    restic = f"RESTIC_PASSWORD={CANARY} restic -q -r {REPOSITORY}"
+    before = asides(verified)
+    verified.run("rm -rf /root/forge; install -d -m 0700 /root/forge")
+    verified.run(f"cd /root/forge && {restic} restore latest --tag verified --target . && cd stage && {how}", timeout=120)
+    verified.run(f"cd /root/forge && {restic} backup --host t-backup-pg --tag source:mcbench stage && rm -rf /root/forge", timeout=120)
     try:
-        failed = backup(database, "run", "mcbench", check=False)
+        drill = backup(verified, "drill", "mcbench", check=False)
+        assert drill.returncode != 0
+        failure = state(verified)["drill_failure"]
+        assert said in failure
+        assert "the last verified copy is" in failure
+        refused = backup(verified, "restore", "mcbench", check=False)
+        assert refused.returncode != 0
+        assert said in refused.stderr
+        assert running(verified, "app")
+        assert asides(verified) == before
+    finally:
+        verified.run(f"{restic} snapshots --json latest | grep -o '\"short_id\":\"[0-9a-f]*' | tail -1 | cut -d'\"' -f4 | RESTIC_PASSWORD={CANARY} xargs restic -q -r {REPOSITORY} forget", timeout=120)
+
+
+@pytest.mark.soak
+def test_a_database_that_lost_its_rows_is_not_stored(verified):
+    copies = len(json.loads(backup(verified, "list", "mcbench", "--json").stdout))
+    sql(verified, 'CREATE TABLE kept AS TABLE audit."Odd Name"; DELETE FROM audit."Odd Name"')
+    try:
+        failed = backup(verified, "run", "mcbench", check=False)
         assert "audit.Odd Name has 0, at least 40 wanted" in failed.stderr
     finally:
-        sql(database, 'INSERT INTO audit."Odd Name" TABLE kept; DROP TABLE kept')
-    assert len(json.loads(backup(database, "list", "mcbench", "--json").stdout)) == 1
+        sql(verified, 'INSERT INTO audit."Odd Name" TABLE kept; DROP TABLE kept')
+    assert len(json.loads(backup(verified, "list", "mcbench", "--json").stdout)) == copies
 
 
-def test_the_role_may_read_and_nothing_else(database):
+def test_the_role_may_read_and_nothing_else(declared):
     about = sql(
-        database,
+        declared,
         "SELECT rolsuper, rolcreatedb, rolcreaterole, rolbypassrls, rolreplication, rolpassword LIKE 'SCRAM-SHA-256$%' "
         "FROM pg_authid WHERE rolname = 'hostwright_backup'",
     )
     assert about == "f|f|f|f|f|t"
     as_role = "docker exec -i -e PGPASSFILE=/dev/stdin mcbench-postgres true; docker exec -i mcbench-postgres psql -qAtX -U hostwright_backup -d mcBench -c "
-    assert database.run(as_role + "'SELECT count(*) FROM empty_one'").stdout.strip() == "0"
-    assert "permission denied" in database.run(as_role + "'INSERT INTO empty_one VALUES (1)'", check=False).stderr
+    assert declared.run(as_role + "'SELECT count(*) FROM empty_one'").stdout.strip() == "0"
+    assert "permission denied" in declared.run(as_role + "'INSERT INTO empty_one VALUES (1)'", check=False).stderr
     # by the network its password counts
     login = "docker exec -i mcbench-postgres sh -c 'read -r PGPASSWORD; export PGPASSWORD; psql -qAtX -h $(hostname -i) -U hostwright_backup -d mcBench -c \"SELECT 1\"'"
-    assert database.run(login, input=f"{DB_CANARY}\n").stdout.strip() == "1"
-    assert database.run(login, input="wrong\n", check=False).returncode != 0
+    assert declared.run(login, input=f"{DB_CANARY}\n").stdout.strip() == "1"
+    assert declared.run(login, input="wrong\n", check=False).returncode != 0
 
 
-def test_secrets_are_in_no_argument_and_in_no_journal(database):
-    canaries = "-e canary-db -e " + CANARY
-    database.write(
-        "/root/watch.sh",
-        "while [ ! -e /root/stop ]; do for p in /proc/[0-9]*; do for f in cmdline environ; do "
-        f"grep -qaF {canaries} $p/$f 2>/dev/null && printf '%s %s\\n' $f \"$(tr '\\0' ' ' <$p/cmdline | cut -c1-60)\"; done; done; done > /root/seen\n",
-    )
-    database.run("rm -f /root/stop; systemd-run --quiet --unit=hw-watch sh /root/watch.sh")
-    try:
-        database.run("systemctl start hostwright-backup-mcbench.service", timeout=120)
-        backup(database, "drill", "mcbench")
-        backup(database, "restore", "mcbench")
-    finally:
-        database.run("touch /root/stop; while systemctl is-active --quiet hw-watch; do sleep 0.1; done", timeout=120)
-    seen = {line for line in database.read("/root/seen").splitlines() if "grep -qaF" not in line}
-    # restic's password is in restic's environment, which only root reads; no other secret is anywhere
-    assert {line for line in seen if not line.startswith("environ restic ")} == set()
-    assert database.run("journalctl --no-pager -o cat | grep -vF 'grep -qaF' | grep -cF canary-", check=False).stdout.strip() == "0"
-    assert "canary-" not in database.run("docker logs mcbench-postgres 2>&1; docker inspect mcbench-postgres").stdout
-    left = database.run("grep -rlF canary- /etc /var/lib/hostwright /var/cache /usr/local /tmp /run 2>/dev/null", check=False)
+def test_secrets_are_in_no_argument_and_in_no_journal(verified):
+    declared = verified
+    seen = set(declared.read("/root/seen").splitlines())
+    assert {line for line in seen if line.startswith("cmdline")} == set()
+    # restic's password is in the environment of restic, which only root can read; what has ended says no name
+    assert {line for line in seen if not line.startswith("environ restic ")} <= {"environ "}
+    assert seen, "it would have seen one"
+    journal = declared.run("journalctl --no-pager -o cat | grep -cF canary-", check=False).stdout.strip()
+    assert journal == "0"
+    assert "canary-" not in declared.run("docker logs mcbench-postgres 2>&1; docker inspect mcbench-postgres").stdout
+    left = declared.run("grep -rlF canary- /etc /var/lib/hostwright /var/cache /usr/local /tmp /run 2>/dev/null", check=False)
     assert left.stdout.split() == ["/etc/hostwright/backup/mcbench.env"]
-    assert database.run("stat -c '%a %U' /etc/hostwright/backup/mcbench.env").stdout.strip() == "600 root"
-    assert database.run("docker exec mcbench-postgres ls -A /dev/shm").stdout.count("hostwright") == 0
+    assert declared.run("stat -c '%a %U' /etc/hostwright/backup/mcbench.env").stdout.strip() == "600 root"
+    assert "hostwright" not in declared.run("docker exec mcbench-postgres ls -A /dev/shm").stdout
 
 
-def test_second_run_changes_nothing_and_a_new_password_goes_to_the_role(database, converge):
-    assert converge(database).ok
-    assert converge(database).changed == []
-    exposure = database.run("systemd-analyze security --no-pager hostwright-backup-mcbench.service").stdout.splitlines()[-1]
+def test_second_run_changes_nothing(declared, converge):
+    assert converge(declared).changed == []
+    exposure = declared.run("systemd-analyze security --no-pager hostwright-backup-mcbench.service").stdout.splitlines()[-1]
     assert float(exposure.split(": ")[1].split()[0]) <= 1.5, exposure
-    old = sql(database, "SELECT rolpassword FROM pg_authid WHERE rolname = 'hostwright_backup'")
-    assert converge(database, password="canary-db-another").changed == ["Back up the database"]
-    assert sql(database, "SELECT rolpassword FROM pg_authid WHERE rolname = 'hostwright_backup'") != old
-    refused = converge(database, deploy(server={"user": "postgres"}))
+    refused = converge(declared, deploy(server={"user": "postgres"}))
     assert "must not be the administrator" in refused.stderr
-    assert converge(database).ok
+
+
+@pytest.mark.soak
+def test_a_new_password_goes_to_the_role(declared, converge):
+    old = sql(declared, "SELECT rolpassword FROM pg_authid WHERE rolname = 'hostwright_backup'")
+    assert converge(declared, password="canary-db-another").changed == ["Back up the database"]
+    assert sql(declared, "SELECT rolpassword FROM pg_authid WHERE rolname = 'hostwright_backup'") != old
+    assert converge(declared).ok
+    assert converge(declared).changed == []
