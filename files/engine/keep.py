@@ -15,7 +15,7 @@ def _is_kept() -> bool:
     return _ask("info", "--format", "{{.LiveRestoreEnabled}}") == "true"
 
 
-def _write(path: str, text: str) -> None:
+def _put(path: str, text: str) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     beside = f"{path}.hostwright~"
     with open(beside, "w", encoding="utf-8") as file:
@@ -37,7 +37,7 @@ def keep_containers(path: str) -> None:
     except ValueError:
         options = {}
     # One key more: a reload that finds other changes in the file makes those that it can and passes over the rest.
-    _write(path, json.dumps({**options, "live-restore": True}, indent=2) + "\n")
+    _put(path, json.dumps({**options, "live-restore": True}, indent=2) + "\n")
     subprocess.run(["systemctl", "reload", "docker.service"], check=False)
     for _ in range(50):
         if _is_kept():
@@ -46,7 +46,7 @@ def keep_containers(path: str) -> None:
     if old is None:
         os.unlink(path)
     else:
-        _write(path, old)
+        _put(path, old)
     said = subprocess.run(
         ["journalctl", "-u", "docker.service", "-n", "5", "--no-pager", "-o", "cat"],
         capture_output=True, text=True, check=False,

@@ -1,5 +1,6 @@
 """What the engine operation decides without a host, and its settings: bad ones, and exactly what is said about each."""
 
+import ast
 import hashlib
 import json
 import runpy
@@ -371,3 +372,21 @@ def test_bad_settings_and_what_is_said(case):
     with pytest.raises(SettingsError) as error:
         docker(**data)
     assert str(error.value).splitlines() == [said]
+
+
+@pytest.mark.parametrize(
+    "programs",
+    [
+        ("engine/openpgp.py", "engine/sources.py", "engine/keep.py", "engine/install.py"),
+        ("engine/openpgp.py", "engine/sources.py", "engine/state.py"),
+        ("engine/keep.py", "engine/before_restart.py"),
+        ("registry/accounts.py", "registry/state.py"),
+        ("registry/accounts.py", "registry/login.py"),
+    ],
+)
+def test_programs_that_run_as_one_share_no_name(programs):
+    found = []
+    for program in programs:
+        tree = ast.parse((ROOT / "files" / program).read_text())
+        found += [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert len(found) == len(set(found)), sorted(found)
