@@ -26,10 +26,12 @@ def aside_of(name):
 
 def is_ours(container, name):
     """A container made from an image of one of ours (docker commit) has our labels, too; its image tells it apart."""
+    label = label_of(container, "hostwright.image")
+    image = container["Image"]
     return (
         label_of(container, "hostwright.container") == name
         and not label_of(container, "hostwright.component")
-        and label_of(container, "hostwright.image") == container["Image"]
+        and (label == image or inspect("image", [image]).get(image, {}).get("Id") == label)
     )
 
 
@@ -96,13 +98,11 @@ def limit_drift(container, spec):
         faults.append("restart")
     if (found.get("NanoCpus") or 0) != round(spec["cpus"] * 1e9):
         faults.append("cpus")
-    # A kernel that cannot limit something has the engine drop the limit.
-    if info().get("MemoryLimit"):
-        if (found.get("Memory") or 0) != memory:
-            faults.append("memory")
-        elif info().get("SwapLimit") and (found.get("MemorySwap") or 0) != memory:
-            faults.append("swap")
-    if info().get("PidsLimit") and max(found.get("PidsLimit") or 0, 0) != spec["pids"]:
+    if (found.get("Memory") or 0) != memory:
+        faults.append("memory")
+    elif info().get("SwapLimit") and (found.get("MemorySwap") or 0) != memory:
+        faults.append("swap")
+    if max(found.get("PidsLimit") or 0, 0) != spec["pids"]:
         faults.append("pids")
     return faults + [key for key in _UNTOUCHED if found.get(key)]
 
@@ -127,7 +127,7 @@ def environment_file(name):
 def image_moved(container, spec, pull):
     """Return whether the container's image is no longer what the spec's reference means."""
     here = inspect("image", [spec["image"]]).get(spec["image"])
-    if here and here["Id"] != container["Image"]:
+    if here and here["Id"] != label_of(container, "hostwright.image"):
         return True
     if pull != "moved" or is_pinned(spec["image"]):
         return False

@@ -17,12 +17,16 @@ def hold_back(name):
     docker("update", "--restart", "no", name)
 
 
+def unhold(container):
+    docker("update", "--restart", label_of(container, "hostwright.restart") or "unless-stopped", container["Id"])
+
+
 def put_back(name, start_it):
     """Let the one that was set aside be the one again, as it was."""
     aside = aside_of(name)
     old = inspect("container", [aside])[aside]
+    unhold(old)
     rename(aside, name)
-    docker("update", "--restart", label_of(old, "hostwright.restart") or "unless-stopped", name)
     if start_it:
         start(name)
 
@@ -34,6 +38,11 @@ def recover(values):
     candidate, aside = candidate_of(name), aside_of(name)
     if candidate in leftovers:
         remove(candidate)
+        if current and not is_running(current):
+            # Stopped to give way, and needed until its successor is there.
+            with contextlib.suppress(EngineError):
+                unhold(current)
+                start(name_of(current))
     if aside not in leftovers:
         return
     if current and is_running(current):
@@ -53,7 +62,7 @@ def check(values, current):
     """Look at all that could fail before anything is stopped; return the image."""
     spec = values["spec"]
     image = ensure_image(spec["image"], spec["platform"], values["pull"])
-    faults = missing(spec) + ports_taken(spec["publish"], [current["Id"]] if current else [])
+    faults = missing(spec) + unlimited(spec) + ports_taken(spec["publish"], [current["Id"]] if current else [])
     if faults:
         fail("; ".join(faults))
     return image
@@ -72,8 +81,8 @@ def make_anew(values, current):
     try:
         write_private(env_file + ".new", spec["environment"])
         create(candidate, spec, labels, env_file + ".new")
-        if inspect("container", [candidate])[candidate]["Image"] != image["Id"]:
-            fail("image {} has changed meanwhile: run again".format(spec["image"]))
+        if inspect("image", [spec["image"]]).get(spec["image"], {}).get("Id") != image["Id"]:
+            fail(f"image {spec['image']} has changed meanwhile: run again")
     except EngineError:
         remove(candidate)
         forget(env_file + ".new")
@@ -91,7 +100,7 @@ def make_anew(values, current):
         rename(candidate, name)
         start(name)
         wait_healthy(name, values["start_seconds"])
-    except EngineError as error:
+    except Exception as error:  # whatever it is: the old one comes first
         words = f"{error}\nlast lines of {name}:\n{last_lines(name)}"
         remove_gently(name, spec)
         remove(candidate)

@@ -13,6 +13,7 @@ itself. What is read comes as JSON from the engine's socket, one request each; w
     containers(*labels)                   -> JSON of all that carry the labels ("key" or "key=value"), stopped ones too
     ensure_image(image, platform, pull)   -> JSON of the image; pull "missing", "moved" or "never"
     missing(spec)                         -> networks, volumes and paths that a spec names and the host has not
+    unlimited(spec)                       -> limits that this host's kernel cannot keep
     ports_taken(publish, ours)            -> ports that somebody else holds, one line each, naming the holder
     create(name, spec, labels, env_file)  -> id of a container that is not started yet
     start(name); stop(name); remove(name); rename(name, new)
@@ -360,6 +361,12 @@ def missing(spec):
         if mount["source"].startswith("/") and not os.path.exists(mount["source"]):
             found.append("{}, to be mounted on {}, does not exist on this host".format(mount["source"], mount["target"]))
     return found
+
+
+def unlimited(spec):
+    """Return the limits of a spec that this host's kernel cannot keep: the engine would drop them with a warning."""
+    kinds = (("memory_mb", "MemoryLimit"), ("pids", "PidsLimit"), ("cpus", "CpuCfsQuota"))
+    return [f"this host cannot limit {key}: see docker info" for key, known in kinds if spec[key] and not info().get(known)]
 
 
 def overlap(one, other):
