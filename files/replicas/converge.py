@@ -186,7 +186,7 @@ class Change:
             if self.nginx:
                 self.lead_to(instances.ports(color, self.numbers), [one for one in found if one not in bad])
         except EngineError as error:
-            self.give_back(names, found)
+            self.retire([one for one in component.containers() if one["name"] in names])
             old = component.current()
             serves = "release {} serves as before".format(old["release"]) if old else "nothing serves yet"
             fail(f"release {instances.release} of {component.name} is not taken: {error}\n{serves}")
@@ -244,16 +244,6 @@ class Change:
             if time.monotonic() >= end:
                 fail(f"no good answer through nginx: {probe}: {said}")
             time.sleep(0.3)
-
-    def give_back(self, names, found):
-        """Take new instances away again, those that a client may have reached in order."""
-        new = [one for one in self.component.containers() if one["name"] in names]
-        served = self.component.current().get("release")
-        self.retire(new)
-        release = self.wanted["spec_hash"][:12]
-        if release != served and release not in self.component.history():
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.component.path_of(release))
 
     # --- the same release ---------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def hash_of_spec(spec):
 
 def answer_fault(port, path):
     """Return what is wrong with the answer of an instance to its health path; empty when nothing is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", path, headers={"Host": "localhost", "Connection": "close"})
         answer = connection.getresponse()
