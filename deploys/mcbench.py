@@ -19,7 +19,7 @@ from pyinfra.context import ctx_state
 from deploys import current
 from deploys.mcbench_store import buckets
 from facts.replicas import Replicas
-from operations import certificate, cleanup, container, dpkg, nginx, replicas
+from operations import backup, certificate, cleanup, container, dpkg, nginx, replicas
 from operations.container import Health, Log, Mount, Network, Publish, Spec
 from operations.nginx import Location, RateLimit, Upstream
 from settings import Backup, Certificate, Mcbench
@@ -28,6 +28,7 @@ from settings.mcbench import GROUPS, RENDER_PLATFORM, SERVICES, WEB, WORKERS
 from settings.secret import Secret
 
 NETWORK = "mcbench"
+LOOPBACK = "127.0.0.1"
 JOBS = "mcbench-jobs"
 JOB_LABEL = "mcbench.job"
 SOCKET = "/var/run/docker.sock"
@@ -275,11 +276,15 @@ EOF"""
 
 def _service_spec(settings: Mcbench, service: str, plain: Spec) -> Spec:
     inner = {"postgres": 5432, "redis": 6379, "object": settings.object_container_port}[service]
-    published = settings.service_ports.get(service)
+    publish: tuple[Publish, ...] = ()
+    if service in settings.service_ports:
+        publish = (Publish(settings.service_ports[service], inner, address=settings.internal_address),)
+    elif service == "object":  # the host's own backups ask it
+        publish = (Publish(settings.object_port, inner, address=LOOPBACK),)
     common = replace(
         plain,
         networks=(Network(NETWORK, aliases=(service,)),),
-        publish=(Publish(published, inner, address=settings.internal_address),) if published else (),
+        publish=publish,
         cap_add=_ENTRYPOINT,
     )
     if service == "postgres":
@@ -692,4 +697,48 @@ def _cleanup(settings: Mcbench) -> None:
 
 
 def _backup(settings: Mcbench, policy: Backup) -> None:
-    """PostgreSQL and the objects; the variables are in the inventory, and Redis holds what is under way."""
+    """The database and the objects. Variables come from the inventory, and Redis holds only what is under way."""
+    if "postgres" in settings.components:
+        backup.source(
+            name("postgres"),
+            policy=policy,
+            kind="postgres",
+            server=backup.Postgres(
+                database=settings.postgres_db,
+                password=settings.postgres_backup_password,
+                container=name("postgres"),
+                admin=settings.postgres_user,
+            ),
+            containers=[f"hostwright.component={name(component)}" for component in settings.applications],
+            present=policy.enabled,
+            name="Back up the database",
+        )
+    if "object" in settings.components:
+        backup.source(
+            name("objects-internal"),
+            policy=policy,
+            kind="bucket",
+            server=bucket(settings, settings.internal_object_bucket),
+            present=policy.enabled,
+            name="Back up the internal bucket",
+        )
+        backup.source(
+            name("objects-external"),
+            policy=policy,
+            kind="bucket",
+            server=bucket(settings, settings.external_object_bucket),
+            present=policy.enabled,
+            name="Back up the external bucket",
+        )
+
+
+def bucket(settings: Mcbench, of: str) -> backup.Bucket:
+    """Return one bucket of this host's object store, as the host itself reaches it."""
+    address = settings.internal_address or LOOPBACK
+    where = f"[{address}]" if ":" in address else address
+    return backup.Bucket(
+        bucket=of,
+        endpoint=f"http://{where}:{settings.object_port}",
+        access_key=settings.object_store_access_key,
+        secret_key=settings.object_store_secret_key,
+    )

@@ -180,6 +180,14 @@ def _backup_faults(host: Host) -> Iterator[Fault]:
             host=host.name,
             hint="write backup_password = 'env:BACKUP_PASSWORD', or backup_enabled = False",
         )
+    has_database = host.mcbench is not None and "postgres" in host.mcbench.components
+    if has_database and host.backup.enabled and host.mcbench and not host.mcbench.postgres_backup_password:
+        yield Fault(
+            "mcbench_postgres_backup_password",
+            "is required to back up mcbench",
+            host=host.name,
+            hint="write mcbench_postgres_backup_password = 'env:MCBENCH_POSTGRES_BACKUP_PASSWORD', or backup_enabled = False",
+        )
 
 
 def _server_faults(host: Host) -> Iterator[Fault]:

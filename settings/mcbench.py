@@ -310,6 +310,11 @@ class Mcbench(Section):
         description=f"POSTGRES_PASSWORD, {PASSWORD_LENGTH} characters or more",
         examples=["env:MCBENCH_POSTGRES_PASSWORD"],
     )
+    postgres_backup_password: Password = Field(
+        default_factory=Secret.unset,
+        description="of the role that backups read the database by, which may do nothing else; required where it is backed up",
+        examples=["env:MCBENCH_POSTGRES_BACKUP_PASSWORD"],
+    )
     postgres_db: DatabaseName = Field("mc_bench", description="POSTGRES_DB")
     postgres_sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] | None = Field(
         None, description="POSTGRES_SSLMODE; by default `require` for an external server, `disable` for this deploy's"
@@ -764,6 +769,12 @@ class Mcbench(Section):
         for name, users in _SECRETS.items():
             if tables & users and not getattr(self, name):
                 yield Fault(name, "is required", hint=f"write mcbench_{name} = 'env:MCBENCH_{name.upper()}'")
+
+    @rule
+    def _passwords_differ(self) -> Iterator[Fault]:
+        own = self.postgres_backup_password
+        if own.resolved and self.postgres_password.resolved and own.unmask() == self.postgres_password.unmask():
+            yield Fault("postgres_backup_password", "must not be mcbench_postgres_password")
 
     @rule
     def _domains_are_given(self) -> Iterator[Fault]:

@@ -9,6 +9,7 @@ mcbench_object_image = "registry.example.org/mc-bench/s3-server:1.0.0"
 mcbench_object_command = ["server", "/data"]
 
 mcbench_postgres_password = "env:MCBENCH_POSTGRES_PASSWORD"
+mcbench_postgres_backup_password = "env:MCBENCH_POSTGRES_BACKUP_PASSWORD"
 mcbench_redis_password = "env:MCBENCH_REDIS_PASSWORD"
 mcbench_object_store_access_key = "env:MCBENCH_OBJECT_STORE_ACCESS_KEY"
 mcbench_object_store_secret_key = "env:MCBENCH_OBJECT_STORE_SECRET_KEY"

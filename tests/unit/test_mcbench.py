@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 DIGEST = "sha256:" + "a" * 64
 SECRETS = {
     "MCBENCH_POSTGRES_PASSWORD": "postgres-password-1",
+    "MCBENCH_POSTGRES_BACKUP_PASSWORD": "backup-role-password-1",
     "MCBENCH_REDIS_PASSWORD": "redis/pass@word#1",
     "MCBENCH_OBJECT_STORE_ACCESS_KEY": "object-access",
     "MCBENCH_OBJECT_STORE_SECRET_KEY": "object-secret-key-1",
@@ -40,6 +41,7 @@ GOOD = {
     "mcbench_minecraft_builder_image": f"registry.example.org/mc-bench-builder-runner@{DIGEST}",
     "mcbench_object_image": "registry.example.org/s3:1.0",
     "mcbench_postgres_password": "env:MCBENCH_POSTGRES_PASSWORD",
+    "mcbench_postgres_backup_password": "env:MCBENCH_POSTGRES_BACKUP_PASSWORD",
     "mcbench_redis_password": "env:MCBENCH_REDIS_PASSWORD",
     "mcbench_object_store_access_key": "env:MCBENCH_OBJECT_STORE_ACCESS_KEY",
     "mcbench_object_store_secret_key": "env:MCBENCH_OBJECT_STORE_SECRET_KEY",
@@ -566,6 +568,15 @@ BAD = {
         "backup_password: is required to back up mcbench on host box, "
         "write backup_password = 'env:BACKUP_PASSWORD', or backup_enabled = False",
     ),
+    "no password of the role for backups": (
+        INFRA, {"mcbench_postgres_backup_password": None},
+        "mcbench_postgres_backup_password: is required to back up mcbench on host box, "
+        "write mcbench_postgres_backup_password = 'env:MCBENCH_POSTGRES_BACKUP_PASSWORD', or backup_enabled = False",
+    ),
+    "one password for two": (
+        INFRA, {"mcbench_postgres_backup_password": "env:MCBENCH_POSTGRES_PASSWORD"},
+        "mcbench_postgres_backup_password: must not be mcbench_postgres_password on host box",
+    ),
     "wildcard": (
         API, {"mcbench_api_extra_domains": ["*.example.org"]},
         "mcbench_api_extra_domains: must hold no wildcard when certificate_challenge is 'http-01' on host box, "
@@ -779,7 +790,10 @@ def test_nothing_is_published_but_flower_on_loopback_and_services_in_private():
         "redis": [("10.0.0.5", 6379, 6379)],
         "object": [("10.0.0.5", 9000, 9000)],
     }
-    assert not any(deploy.spec(settings(), name).publish for name in SERVICES)
+    alone = {name: [(one.address, one.port) for one in deploy.spec(settings(), name).publish] for name in SERVICES}
+    assert alone == {"postgres": [], "redis": [], "object": [("127.0.0.1", 9000)]}  # for the host's own backups
+    assert deploy.bucket(found, "b").endpoint == "http://10.0.0.5:9000"
+    assert deploy.bucket(settings(), "b").endpoint == "http://127.0.0.1:9000"
 
 
 def test_redis_keeps_every_task():
