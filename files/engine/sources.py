@@ -5,6 +5,7 @@ import re
 
 LIST = "/etc/apt/sources.list"
 PARTS = "/etc/apt/sources.list.d"
+OWN = PARTS + "/docker.sources"
 # Docker's own addresses, old ones too, and the way its mirrors are called.
 _DOCKER = re.compile(r"https?://[^\s\]]*(?:download\.docker\.com|dockerproject\.org|get\.docker\.com|/docker-ce(?:/|\b))")
 
@@ -22,6 +23,8 @@ def _is_docker(uri: str, repository: str) -> bool:
 
 def without_docker(path: str, text: str, repository: str) -> str:
     """Return the file's text without its entries for Docker's packages; the same text when it has none."""
+    if path == OWN:
+        return ""  # whatever repository it was made for
     if path.endswith(".sources"):
         return _stanzas(text, repository)
     kept = []

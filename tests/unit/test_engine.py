@@ -157,6 +157,7 @@ openpgp = runpy.run_path(str(ROOT / "files/engine/openpgp.py"))
             "Types: deb\nURIs: http://a/debian\n  https://download.docker.com/linux/debian\nSuites: x\n",
             "Types: deb\nURIs: http://a/debian\nSuites: x\n",
         ),
+        ("/etc/apt/sources.list.d/docker.sources", "Types: deb\nURIs: http://a/debian\n", ""),
         ("a.sources", "Types: deb\nURIs: http://a/debian\n\n\nTypes: deb\nURIs: http://b/debian\n", None),
     ],
 )
