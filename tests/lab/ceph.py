@@ -32,17 +32,20 @@ rgw enable usage log = false
 """
 _FSID = "6f1d3c0e-5b1f-4a55-9d0c-2f6f2f0c6a10"
 # Each daemon goes to the background by itself once it is up.
+# Each daemon goes to the background by itself once it is up. What asks the monitor may be refused as long as it does not
+# know the monitor's map ("wrong fsid", EPERM): it is asked again.
 _START = """set -e
+again() {{ for attempt in 1 2 3 4 5 6 7 8 9 10; do if "$@"; then return 0; else sleep 1; fi; done; return 1; }}
 monmaptool --create --clobber --add {name} {address} --fsid {fsid} /root/monmap
 install -d /var/lib/ceph/mon/ceph-{name} /var/lib/ceph/osd/ceph-0
 ceph-authtool --create-keyring /root/mon.keyring --gen-key -n mon. --cap mon 'allow *'
 ceph-mon --mkfs -i {name} --monmap /root/monmap --keyring /root/mon.keyring
 ceph-mon -i {name}
 uuid=$(cat /proc/sys/kernel/random/uuid)
-timeout 60 ceph osd new "$uuid"
+again timeout 60 ceph osd new "$uuid" 0
 ceph-osd -i 0 --mkfs --osd-uuid "$uuid"
-ceph-osd -i 0
-radosgw -n client.rgw.{name}
+again ceph-osd -i 0
+again radosgw -n client.rgw.{name}
 """
 
 
