@@ -274,17 +274,20 @@ requirepass "$REDIS_PASSWORD"
 EOF"""
 
 
-def _service_spec(settings: Mcbench, service: str, plain: Spec) -> Spec:
+def published_service(settings: Mcbench, service: str) -> tuple[Publish, ...]:
+    """Return where a service is published: to the fleet's networks, or nowhere."""
     inner = {"postgres": 5432, "redis": 6379, "object": settings.object_container_port}[service]
-    publish: tuple[Publish, ...] = ()
     if service in settings.service_ports:
-        publish = (Publish(settings.service_ports[service], inner, address=settings.internal_address),)
-    elif service == "object":  # the host's own backups ask it
-        publish = (Publish(settings.object_port, inner, address=LOOPBACK),)
+        return (Publish(settings.service_ports[service], inner, address=settings.internal_address),)
+    # the host's own backups ask it
+    return (Publish(settings.object_port, inner, address=LOOPBACK),) if service == "object" else ()
+
+
+def _service_spec(settings: Mcbench, service: str, plain: Spec) -> Spec:
     common = replace(
         plain,
         networks=(Network(NETWORK, aliases=(service,)),),
-        publish=publish,
+        publish=published_service(settings, service),
         cap_add=_ENTRYPOINT,
     )
     if service == "postgres":
