@@ -114,6 +114,12 @@ def is_flapping(container):
     return container["RestartCount"] > 0 and 0 <= age(container) < 15
 
 
+def half_written(name):
+    """Return the files that a killed run has left."""
+    paths = [env_path(candidate_of(name))] + [env_path(one) + ".part" for one in (name, candidate_of(name))]
+    return [path for path in paths if os.path.exists(path)]
+
+
 def environment_file(name):
     """Return the SHA-256 of the environment's file, or nothing when it is missing or open to others."""
     try:
@@ -146,7 +152,7 @@ def compare(values):
     """
     name, spec = values["container"], values["spec"]
     current, leftovers = find(name)
-    repair = [f"leftover {one}" for one in leftovers]
+    repair = [f"leftover {one}" for one in [*leftovers, *half_written(name)]]
     if not current:
         return None, ["it is missing"], repair
     if current["State"]["Status"] in ("created", "dead", "removing"):

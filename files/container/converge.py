@@ -34,6 +34,8 @@ def put_back(name, start_it):
 def recover(values):
     """End what an earlier run, killed half-way, had begun: afterwards there is neither NAME.new nor NAME.old."""
     name = values["container"]
+    for path in half_written(name):
+        forget(path)
     current, leftovers = find(name)
     candidate, aside = candidate_of(name), aside_of(name)
     if candidate in leftovers:
@@ -70,7 +72,7 @@ def check(values, current):
 
 def make_anew(values, current):
     name, spec = values["container"], values["spec"]
-    candidate, aside, env_file = candidate_of(name), aside_of(name), env_path(name)
+    candidate, aside = candidate_of(name), aside_of(name)
     image = check(values, current)
     labels = {
         "hostwright.container": name,
@@ -79,13 +81,13 @@ def make_anew(values, current):
         "hostwright.restart": spec["restart"],
     }
     try:
-        write_private(env_file + ".new", spec["environment"])
-        create(candidate, spec, labels, env_file + ".new")
+        write_private(env_path(candidate), spec["environment"])
+        create(candidate, spec, labels, env_path(candidate))
         if inspect("image", [spec["image"]]).get(spec["image"], {}).get("Id") != image["Id"]:
             fail(f"image {spec['image']} has changed meanwhile: run again")
     except EngineError:
         remove(candidate)
-        forget(env_file + ".new")
+        forget(env_path(candidate))
         raise
     was_running = bool(current) and is_running(current)
     if current:
@@ -104,12 +106,12 @@ def make_anew(values, current):
         words = f"{error}\nlast lines of {name}:\n{last_lines(name)}"
         remove_gently(name, spec)
         remove(candidate)
-        forget(env_file + ".new")
+        forget(env_path(candidate))
         if current:
             put_back(name, was_running)
             words += "\nthe container from before " + ("runs again" if was_running else "is back, stopped as it was")
         fail(words)
-    os.replace(env_file + ".new", env_file)
+    os.replace(env_path(candidate), env_path(name))
     if current:
         remove(aside)
 
@@ -218,7 +220,7 @@ def take_away(name):
         remove(name_of(one))
     for one in leftovers:
         remove(one)
-    for path in (env_path(name), env_path(name) + ".new", env_path(name) + ".new.part", env_path(name) + ".part"):
+    for path in [env_path(name), *half_written(name)]:
         forget(path)
 
 

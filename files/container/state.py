@@ -6,7 +6,7 @@ def look(values, answer):
     name = values["container"]
     if values["spec"] is None:
         current, leftovers = find(name)
-        answer["repair"] = [f"leftover {one}" for one in leftovers]
+        answer["repair"] = [f"leftover {one}" for one in [*leftovers, *half_written(name)]]
     else:
         current, answer["anew"], answer["repair"] = compare(values)
     answer["environment_hash"] = environment_file(name)
