@@ -415,7 +415,7 @@ class _Client:
             self.argv(program, *words), stdin=subprocess.PIPE, stdout=out or subprocess.PIPE, stderr=subprocess.PIPE,
             env=self.env, cwd="/", start_new_session=True, **_identity(self.account),
         )  # fmt: skip
-        watch = threading.Timer(self.deadline.left(), _end_group, [process])
+        watch = threading.Timer(self.deadline.left(), _end_from_aside, [process])
         watch.daemon = True
         watch.start()
         try:
@@ -452,6 +452,16 @@ class _Client:
                     shutil.copyfileobj(file, stdin, 1 << 20)
 
 
+def _end_from_aside(process: subprocess.Popen[bytes]) -> None:
+    """End a process whose output another thread is reading."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+            return
+
+
 class _Session:
     """A psql that stays open between two questions, because a transaction has to."""
 
@@ -463,7 +473,7 @@ class _Session:
             list(self._argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=self._client.env, cwd="/", start_new_session=True, **_identity(self._client.account),
         )  # fmt: skip
-        self._watch = threading.Timer(self._deadline.left(), _end_group, [self._process])
+        self._watch = threading.Timer(self._deadline.left(), _end_from_aside, [self._process])
         self._watch.daemon = True
         self._watch.start()
         self._send(self._client.first)

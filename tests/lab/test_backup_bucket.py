@@ -100,7 +100,7 @@ def deploy(**server: object) -> str:
 
 @pytest.fixture(scope="module")
 def converge(provision):
-    def run(host, text=None, **changes):
+    def run(host, text=None, **changes: object):
         return provision(
             host, text or deploy(), data={"backup_password": "env:LAB_BACKUP_PASSWORD", **changes},
             env={"LAB_BACKUP_PASSWORD": CANARY, "LAB_S3_SECRET": SECRET},
@@ -187,6 +187,7 @@ def test_a_lost_bucket_comes_back_object_by_object(declared, s3):
     assert s3.objects() == wanted
 
 
+@pytest.mark.soak
 def test_an_emptied_bucket_is_not_stored(declared, s3):
     backup(declared, "run", "objects")
     for key in s3.list()[5:]:
@@ -221,7 +222,7 @@ def test_secrets_are_in_no_argument_and_in_no_file_of_others(declared, s3):
         declared.run("touch /root/stop; while systemctl is-active --quiet hw-watch; do sleep 0.1; done", timeout=120)
     assert declared.read("/root/seen") == ""
     assert declared.run(f"journalctl --no-pager -o cat | grep -cF '{SECRET}'", check=False).stdout.strip() == "0"
-    left = declared.run(f"grep -rlF '{SECRET}' /etc /var/lib/hostwright /var/cache /usr/local /tmp /run 2>/dev/null", check=False)
+    left = declared.run(f"grep -rlF '{SECRET}' /etc /var/lib/hostwright /var/cache /usr/local /tmp /run/hostwright 2>/dev/null", check=False)
     assert left.stdout.split() == ["/etc/hostwright/backup/objects.env"]
 
 
@@ -232,3 +233,44 @@ def test_second_run_changes_nothing_and_bad_input_is_refused(declared, converge)
     before = declared.read("/etc/hostwright/backup/objects.json")
     assert "bucket.endpoint must be a URL" in converge(declared, deploy(endpoint="http://a:b@x")).stderr
     assert declared.read("/etc/hostwright/backup/objects.json") == before
+
+
+@pytest.mark.soak
+def test_a_new_host_gets_its_objects_back_from_the_offsite_copy(lab, converge):
+    image, vault = lab.registry().image("s3"), lab.host("t-vault")
+    offsite = {"backup_offsite_repository": f"sftp:root@{vault.address}:/srv/vault"}
+
+    def machine():
+        host = lab.host("t-s3-lost", layer="docker")
+        lab.registry().admit(host)
+        trust(host, vault)
+        server = start_server(host, image)
+        return host, server
+
+    try:
+        host, server = machine()
+        server.call("PUT", "/mc-bench")
+        for key, content in OBJECTS.items():
+            server.put(key, content)
+        run = converge(host, **offsite)
+        assert run.ok, run
+        backup(host, "run", "objects")
+        backup(host, "drill", "objects")
+        lab.destroy(host)
+
+        host, server = machine()
+        server.call("PUT", "/mc-bench")
+        run = converge(host, **offsite)
+        assert run.ok, run
+        backup(host, "restore", "objects", "--at", "verified", "--repository", "offsite")
+        assert server.objects() == OBJECTS
+        lab.destroy(host)
+    finally:
+        lab.destroy(vault)
+
+
+def trust(host, vault) -> None:
+    """Let root of a host reach the vault by its key."""
+    host.run("mkdir -p -m 0700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
+    vault.run("cat >> /root/.ssh/authorized_keys", input=host.read("/root/.ssh/id_ed25519.pub"))
+    host.run(f"ssh-keyscan -t ed25519 {vault.address} 2>/dev/null > /root/.ssh/known_hosts; test -s /root/.ssh/known_hosts")

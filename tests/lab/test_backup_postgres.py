@@ -298,3 +298,84 @@ def test_a_new_password_goes_to_the_role(declared, converge):
     assert sql(declared, "SELECT rolpassword FROM pg_authid WHERE rolname = 'hostwright_backup'") != old
     assert converge(declared).ok
     assert converge(declared).changed == []
+
+
+def trust(host, vault) -> None:
+    """Let root of a host reach the vault by its key."""
+    host.run("mkdir -p -m 0700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
+    vault.run("cat >> /root/.ssh/authorized_keys", input=host.read("/root/.ssh/id_ed25519.pub"))
+    host.run(f"ssh-keyscan -t ed25519 {vault.address} 2>/dev/null > /root/.ssh/known_hosts; test -s /root/.ssh/known_hosts")
+
+
+@pytest.mark.soak
+def test_a_new_host_gets_its_database_back_from_the_offsite_copy(lab, image, converge):
+    vault = lab.host("t-vault")
+    offsite = {"backup_offsite_repository": f"sftp:root@{vault.address}:/srv/vault"}
+
+    def machine(schema: str):
+        host = lab.host("t-pg-lost", layer="docker")
+        lab.registry().admit(host)
+        trust(host, vault)
+        start_server(host, image)
+        sql(host, schema, "postgres")
+        run = converge(host, **offsite)
+        assert run.ok, run
+        return host
+
+    try:
+        host = machine(SCHEMA)
+        before = sql(host, LOOK)
+        backup(host, "run", "mcbench")
+        backup(host, "drill", "mcbench")
+        lab.destroy(host)
+
+        # as the application's deploy leaves it: its role and an empty database
+        host = machine("CREATE ROLE app LOGIN PASSWORD 'app-password'; CREATE DATABASE \"mcBench\" OWNER app")
+        backup(host, "restore", "mcbench", "--at", "verified", "--repository", "offsite")
+        assert sql(host, LOOK) == before
+        lab.destroy(host)
+    finally:
+        lab.destroy(vault)
+
+
+NATIVE = textwrap.dedent("""\
+    import os
+    from operations import backup
+    from deploys import current
+    from settings.secret import Secret
+    backup.source(
+        "mcbench", policy=current().backup, kind="postgres", units=["writer.service"], minimum={{"runs": 100}},
+        server=backup.Postgres(database="mcBench", password=Secret(os.environ["LAB_DB_PASSWORD"]), host={host!r}),
+        name="Back up the database",
+    )
+    """)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("address", ["/run/postgresql", "127.0.0.1"])
+def test_a_server_without_container_on_the_socket_and_by_the_network(lab, converge, address):
+    host = lab.host("t-pg-native", layer="packages")
+    try:
+        host.run("apt-get install -qy --no-install-recommends postgresql >/dev/null 2>&1", timeout=300)
+        # the socket is for roles with an account of the same name, as Debian has it: the dump's role needs a line
+        host.run(
+            "cd /etc/postgresql/*/main && sed -i '1i local all hostwright_backup scram-sha-256' pg_hba.conf && systemctl restart postgresql"
+        )
+
+        def native(text: str, database: str = "mcBench") -> str:
+            return host.run(f"runuser -u postgres -- psql -qAtX -v ON_ERROR_STOP=1 -d {database}", input=text).stdout.strip()
+
+        wait_for("postgres", lambda: host.run("runuser -u postgres -- psql -c 'SELECT 1'", check=False).returncode == 0, 60)
+        native(SCHEMA, "postgres")
+        host.write("/etc/systemd/system/writer.service", "[Service]\nExecStart=/bin/sleep infinity\n")
+        host.run("systemctl daemon-reload; systemctl start writer")
+        before = native(LOOK)
+        run = converge(host, NATIVE.format(host=address))
+        assert run.ok, run
+        host.run("systemctl start hostwright-backup-mcbench && systemctl start hostwright-backup-mcbench-drill", timeout=300)
+        native('DELETE FROM runs; DROP TABLE audit."Odd Name"')
+        assert "started: writer.service" in backup(host, "restore", "mcbench", "--at", "verified").stdout
+        assert native(LOOK) == before
+        assert host.run("pgrep -fc hostwright/backup/mcbench/cluster", check=False).stdout.strip() == "0"
+    finally:
+        lab.destroy(host)

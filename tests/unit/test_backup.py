@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import importlib.util
 import json
 import shutil
@@ -17,6 +20,7 @@ import pytest
 
 from operations import backup as operation
 from settings import load_host
+from settings.secret import Secret
 
 _PLACE = tempfile.TemporaryDirectory()
 
@@ -758,3 +762,153 @@ def test_source_faults_are_named(change: dict[str, object], said: str) -> None:
     assert operation.source_faults(**good) == []
     (fault,) = operation.source_faults(**{**good, **change})
     assert said in fault
+
+
+PG = {"server": operation.Postgres("mc_bench", Secret("a-password"), container="mcbench-postgres"), "kind": "postgres", "path": ""}
+S3 = {"server": operation.Bucket("mc-bench", "https://s3.test", Secret("a"), Secret("b")), "kind": "bucket", "path": ""}
+
+
+@pytest.mark.parametrize(
+    ("good", "change", "said"),
+    [
+        (PG, {"path": "/x"}, "path is for directories and files"),
+        (PG, {"server": None}, "server must be a Postgres for kind 'postgres'"),
+        (PG, {"kind": "bucket"}, "server must be a Bucket"),
+        (PG, {"kind": "sqlite", "path": "/x"}, "server must be left out for kind 'sqlite'"),
+        (PG, {"server": replace(PG["server"], database="a b")}, "postgres.database"),
+        (PG, {"server": replace(PG["server"], password=Secret.unset())}, "postgres.password is not set"),
+        (PG, {"server": replace(PG["server"], user="postgres")}, "must not be the administrator"),
+        (PG, {"server": replace(PG["server"], sslmode="on")}, "postgres.sslmode"),
+        (PG, {"server": replace(PG["server"], container="--x")}, "postgres.container"),
+        (PG, {"containers": ["a b"]}, "containers: must be a name or a label"),
+        (S3, {"server": replace(S3["server"], bucket="My")}, "bucket.bucket"),
+        (S3, {"server": replace(S3["server"], endpoint="https://a:b@s3.test")}, "bucket.endpoint"),
+        (S3, {"server": replace(S3["server"], secret_key=Secret.unset())}, "bucket.secret_key is not set"),
+    ],
+)
+def test_faults_of_servers_are_named(good: dict[str, object], change: dict[str, object], said: str) -> None:
+    values = {"source": "shop", "mode": "0600", "minimum": {}, "units": [], "containers": ["hostwright.component=api"], **good}
+    assert operation.source_faults(**values) == []
+    (fault,) = operation.source_faults(**{**values, **change})
+    assert said in fault
+
+
+@pytest.mark.parametrize("given", [PG, S3], ids=["postgres", "bucket"])
+def test_the_declaration_of_a_server_holds_no_secret_and_is_read_by_the_program(
+    given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operation, "host", SimpleNamespace(name="web1"))
+    text = operation.source_config(
+        "shop", given["kind"], "", "root", "root", "0600", {}, ["x.service"], "", 9, POLICY, ["api"], given["server"]
+    )
+    (tmp_path / "shop.json").write_text(text)
+    source = backup.load_source(backup.Places(config=tmp_path), "shop")
+    assert source.units == ("x.service", "container:api")
+    assert "password" not in text
+    assert "secret" not in text
+    assert "mc" in _kind(source).where
+    assert all(key.startswith("SOURCE_") for key in given["server"].secrets)
+
+
+def test_the_secrets_of_a_source_are_not_its_repositorys(shop) -> None:
+    (shop.places.config / "shop.env").write_text("RESTIC_PASSWORD=p\nSOURCE_PASSWORD=s3cret\n")
+    made = backup.Backup(shop.places, "shop")
+    assert made.repositories["primary"].env["RESTIC_PASSWORD"] == "p"
+    assert "SOURCE_PASSWORD" not in made.repositories["primary"].env
+    assert made.kind.secrets["SOURCE_PASSWORD"] == "s3cret"
+
+
+def test_only_a_bucket_is_restored_elsewhere(shop) -> None:
+    with pytest.raises(Failure, match="are for buckets"):
+        shop.backup().restore("latest", "primary", into="x", replace=False)
+
+
+# --- postgres ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_verifier_is_what_postgres_makes_of_the_password() -> None:
+    """The example of RFC 7677: its password "pencil", its salt, its server signature."""
+    salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
+    kind, rounds, keys = backup.scram_verifier("pencil", salt).split("$")
+    assert (kind, rounds.partition(":")[0]) == ("SCRAM-SHA-256", "4096")
+    stored, server = (base64.b64decode(key) for key in keys.split(":"))
+    message = (
+        b"n=user,r=rOprNGfwEbeRWgbNEkqO,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,"
+        b"s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
+    )
+    signature = base64.b64encode(hmac.new(server, message, "sha256").digest()).decode()
+    assert signature == "6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+    proof = base64.b64decode("dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=")
+    client = bytes(a ^ b for a, b in zip(proof, hmac.new(stored, message, "sha256").digest(), strict=True))
+    assert hashlib.sha256(client).digest() == stored
+
+
+def test_sql_means_the_text_whatever_stands_in_it() -> None:
+    assert backup._literal("it's") == "'it''s'"
+    assert backup._literal("a\\b'") == r"E'a\\b''" + "'"
+    assert backup._name('a"b') == '"a""b"'
+
+
+def test_rows_are_counted_in_statements_of_a_size() -> None:
+    asked = []
+
+    def ask(sql: str) -> str:
+        asked.append(sql)
+        if len(asked) == 1:
+            return json.dumps([[f"t{number}", f"public.t{number}"] for number in range(250)])
+        return json.dumps([7] * sql.count("count(*)"))
+
+    assert backup.count_rows(ask) == {f"t{number}": 7 for number in range(250)}
+    assert [sql.count("FROM ONLY") for sql in asked[1:]] == [200, 50]
+    assert backup.count_rows(lambda sql: "[]") == {}
+
+
+def test_a_client_in_a_container_gets_its_password_on_stdin_alone() -> None:
+    client = backup._Client(backup.Deadline(5), {"PGUSER": "u"}, container="db", password="a:b\\c")
+    assert client.first == b"*:*:*:*:a\\:b\\\\c\n"
+    argv = client.argv("pg_dump", "-Fc")
+    assert argv[:4] == ["docker", "exec", "--interactive", "--env=PGUSER=u"]
+    assert argv[-3:] == ["sh", "pg_dump", "-Fc"]
+    assert not any("a:b" in word or "a\\:b" in word for word in [*argv, *client.env.values()])
+
+
+def test_a_client_elsewhere_gets_its_password_from_a_file_of_its_own(tmp_path: Path) -> None:
+    client = backup._Client(backup.Deadline(5), {}, password="pw", passfile=tmp_path / "work" / "pgpass")
+    assert (tmp_path / "work" / "pgpass").stat().st_mode & 0o777 == 0o600
+    assert client.env["PGPASSFILE"] == str(tmp_path / "work" / "pgpass")
+    assert "pw" not in client.env.values()
+
+
+def test_a_client_tells_what_went_wrong_without_the_password(tmp_path: Path) -> None:
+    client = backup._Client(backup.Deadline(60), {}, password="hunter22", passfile=tmp_path / "pgpass")
+    with pytest.raises(Failure, match=r"^it is bad: sh: no \*\*\* here$"):
+        client.run("sh", "-c", "echo no hunter22 here >&2; exit 3", what="it is bad")
+    assert client.run("cat", text="x") == "x"
+    (tmp_path / "in").write_bytes(b"y" * 3_000_000)
+    with open(tmp_path / "out", "wb") as out:
+        client.run("cat", source=tmp_path / "in", out=out)
+    assert (tmp_path / "out").read_bytes() == b"y" * 3_000_000
+
+
+def test_a_client_that_hangs_is_ended_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup, "GRACE", 1)
+    with pytest.raises(Failure, match="did not end within"):
+        backup._Client(backup.Deadline(0.3), {}).run("sleep", "60")
+
+
+def test_units_stop_and_start_containers_by_name_and_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def execute(argv, deadline, **rest):
+        calls.append(list(argv))
+        return backup.Ended(0, "api-2\napi-1\n" if argv[1] == "ps" and "component" in argv[4] else "", "")
+
+    monkeypatch.setattr(backup, "execute", execute)
+    units = backup.Units(("container:hostwright.component=api", "container:db"), backup.Deadline(9))
+    running = units.running()
+    assert running == ["container:api-1", "container:api-2"]
+    assert [argv[4] for argv in calls] == ["--filter=label=hostwright.component=api", "--filter=name=^/?db$"]
+    calls.clear()
+    units.stop(running)
+    units.start(running)
+    assert calls == [["docker", verb, name] for verb in ("stop", "start") for name in ("api-1", "api-2")]
