@@ -28,7 +28,9 @@ def docker_engine() -> None:
     if settings.published_enabled:
         # First: on a bare host no port is open before it is declared.
         dpkg.packages(["nftables"], name="Install nftables")
-        published.ports(host.exposure, bridges=settings.bridges, name="Close published ports that are not declared")
+        published.ports(
+            host.exposure, bridges=settings.bridges, name="Close published ports that are not declared"
+        )
     engine.engine(
         source=settings.source,
         version=settings.engine_version,
@@ -63,9 +65,14 @@ def daemon_options(settings: Docker) -> dict[str, Any]:
         **settings.daemon,
     }
     if settings.log_driver != "journald":  # journald has limits of its own and refuses these
-        options["log-opts"] = {"max-size": f"{settings.log_max_size_mb}m", "max-file": str(settings.log_files)}
+        options["log-opts"] = {
+            "max-size": f"{settings.log_max_size_mb}m",
+            "max-file": str(settings.log_files),
+        }
     if settings.address_pools:
-        options["default-address-pools"] = [{"base": pool.base, "size": pool.size} for pool in settings.address_pools]
+        options["default-address-pools"] = [
+            {"base": pool.base, "size": pool.size} for pool in settings.address_pools
+        ]
     if settings.ipv6_network:
         options |= {"ipv6": True, "fixed-cidr-v6": settings.ipv6_network, "ip6tables": True}
     if settings.publish_address:

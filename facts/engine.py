@@ -83,7 +83,9 @@ class Engine(FactBase[EngineState]):
 
     default = EngineState
 
-    def command(self, packages: Sequence[str] = (), repository: str = "", stamp_key: str = "") -> StringCommand:
+    def command(
+        self, packages: Sequence[str] = (), repository: str = "", stamp_key: str = ""
+    ) -> StringCommand:
         values = {
             "packages": list(packages),
             "repository": repository,

@@ -75,7 +75,8 @@ class Published(FactBase[PublishedState]):
 
     def command(self) -> StringCommand:
         values = "\n".join(
-            f"{name}={shlex.quote(value)}" for name, value in (("unit", UNIT), ("rules", RULES), ("service", SERVICE))
+            f"{name}={shlex.quote(value)}"
+            for name, value in (("unit", UNIT), ("rules", RULES), ("service", SERVICE))
         )
         return StringCommand("sh", "-c", QuoteString(f"{values}\n{_STATE.read_text()}"))
 

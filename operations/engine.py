@@ -88,7 +88,11 @@ def _chosen(state: EngineState, source: str) -> _Source:
 
 
 def plan(
-    state: EngineState, source: str, versions: Mapping[str, str], compose: str = "available", buildx: str = "available"
+    state: EngineState,
+    source: str,
+    versions: Mapping[str, str],
+    compose: str = "available",
+    buildx: str = "available",
 ) -> Plan:
     """Return what has to be done. Raise OperationError for what the source does not have."""
     chosen = _chosen(state, source)
@@ -176,7 +180,9 @@ def engine(
 
     state = host.get_fact(Engine, packages=ALL_PACKAGES, repository=repository)
     if state.snap:
-        raise OperationError("engine.engine: Docker is installed from a snap: snap remove docker; nothing was changed")
+        raise OperationError(
+            "engine.engine: Docker is installed from a snap: snap remove docker; nothing was changed"
+        )
     versions = {"docker-ce": version, "docker-ce-cli": version, "containerd.io": containerd_version}
     todo = plan(state, source, versions, compose, buildx)
     source_text = ""
@@ -274,7 +280,8 @@ def text(options: Mapping[str, Any]) -> str:
 def changed_keys(state: EngineState, options: Mapping[str, Any]) -> set[str]:
     """Return the keys that the file says otherwise than wanted, or not at all, or that it should not have."""
     wanted = {
-        key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() for key, value in options.items()
+        key: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        for key, value in options.items()
     }
     return {key for key in {*wanted, *state.daemon_keys} if wanted.get(key) != state.daemon_keys.get(key)}
 
@@ -312,11 +319,17 @@ def probe(options: Mapping[str, Any]) -> str:
         wanted.append("".join(f"{mirror.rstrip('/')}/ " for mirror in options["registry-mirrors"]))
     for registry in options.get("insecure-registries", ()):
         if "/" not in registry:
-            asked.append(f'{{{{with index .RegistryConfig.IndexConfigs "{registry}"}}}}{{{{.Secure}}}}{{{{end}}}}')
+            asked.append(
+                f'{{{{with index .RegistryConfig.IndexConfigs "{registry}"}}}}{{{{.Secure}}}}{{{{end}}}}'
+            )
             wanted.append("false")
     asking = shlex.join(["docker", "info", "--format", "|".join(asked)])
     # The version is anything but nothing.
-    return f"said=$({asking}) && test \"${{said#*|}}\" = {shlex.quote('|'.join(wanted[1:]))}" if asked[1:] else asking
+    return (
+        f'said=$({asking}) && test "${{said#*|}}" = {shlex.quote("|".join(wanted[1:]))}'
+        if asked[1:]
+        else asking
+    )
 
 
 @operation()

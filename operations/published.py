@@ -44,7 +44,9 @@ def rules(ports: Sequence[Port]) -> list[Rule]:
     for (number, proto), networks in sorted(sources.items()):
         for network in [""] if "" in networks else sorted(networks):
             family = "ip6" if ":" in network else "ip"
-            found.append(Rule(number, proto, f" {family} saddr {ipaddress.ip_network(network)}" if network else ""))
+            found.append(
+                Rule(number, proto, f" {family} saddr {ipaddress.ip_network(network)}" if network else "")
+            )
     return found
 
 

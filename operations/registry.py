@@ -35,7 +35,9 @@ def is_stored(state: Login, username: str, password: Secret) -> bool:
 
 
 @operation()
-def login(registry: str, username: str, password: Secret, ca: str = "") -> Generator[StringCommand, None, None]:
+def login(
+    registry: str, username: str, password: Secret, ca: str = ""
+) -> Generator[StringCommand, None, None]:
     """
     Log root in to a registry.
 

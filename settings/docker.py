@@ -58,13 +58,18 @@ def _url(value: str) -> str:
 def _mirror(value: str) -> str:
     value = _url(value)
     if urlsplit(value).path or urlsplit(value).query:
-        raise broken("must be the URL of a registry without a path", f"write {value.split('/', 3)[0]}//{urlsplit(value).netloc}")
+        raise broken(
+            "must be the URL of a registry without a path",
+            f"write {value.split('/', 3)[0]}//{urlsplit(value).netloc}",
+        )
     return value
 
 
 def _registry(value: str) -> str:
     if "//" in value:
-        raise broken("must be the name of a registry, not a URL", f"write {value.split('//')[1].split('/')[0]!r}")
+        raise broken(
+            "must be the name of a registry, not a URL", f"write {value.split('//')[1].split('/')[0]!r}"
+        )
     if value != value.lower():
         raise broken("must be in lower case", f"write {value.lower()!r}")
     if not re.fullmatch(_REGISTRY, value):
@@ -201,7 +206,9 @@ class Docker(Section):
         Many[
             Annotated[
                 str,
-                matching(r"[A-Za-z0-9_.-]{1,15}\*?", "must be the name of an interface, or its beginning and '*'"),
+                matching(
+                    r"[A-Za-z0-9_.-]{1,15}\*?", "must be the name of an interface, or its beginning and '*'"
+                ),
             ]
         ],
         Field(min_length=1),
@@ -212,7 +219,9 @@ class Docker(Section):
         if self.source == "distribution":
             for field in ("version", "containerd_version"):
                 if getattr(self, field):
-                    yield Fault(field, "must be empty when docker_source is 'distribution'", getattr(self, field))
+                    yield Fault(
+                        field, "must be empty when docker_source is 'distribution'", getattr(self, field)
+                    )
 
     @rule
     def _ipv6_network_is_one(self) -> Iterator[Fault]:

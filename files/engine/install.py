@@ -16,7 +16,12 @@ def _fail(text: str) -> None:
 
 def _run(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command, env=_ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=_ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -121,13 +126,16 @@ def _pinned(package: str, version: str) -> str:
         upstream = re.sub(r"^[0-9]+:", "", one)
         if version in (one, upstream) or re.match(re.escape(version) + r"[-~+]", upstream):
             return one
-    _fail(f"no {package} {version} in the source, it has {', '.join(found[:8]) or 'none'}; no package was changed")
+    _fail(
+        f"no {package} {version} in the source, it has {', '.join(found[:8]) or 'none'}; no package was changed"
+    )
     return ""
 
 
 def _install(values: dict) -> None:
     wanted = [
-        package + ("=" + _pinned(package, version) if version else "") for package, version in values["install"].items()
+        package + ("=" + _pinned(package, version) if version else "")
+        for package, version in values["install"].items()
     ]
     # Never purged: that is what deletes /var/lib/docker.
     removed = [package + "-" for package in values["remove"]]
@@ -145,7 +153,9 @@ def _have_it_run(restart: bool) -> None:
     if restart or _run("systemctl", "is-active", "docker.service").stdout.strip() != "active":
         _run("systemctl", "reset-failed", "docker.service", "docker.socket", "containerd.service")
         if _run("systemctl", "restart" if restart else "start", "docker.service").returncode:
-            sys.stderr.write(_run("journalctl", "-u", "docker.service", "-n", "20", "--no-pager", "-o", "cat").stdout)
+            sys.stderr.write(
+                _run("journalctl", "-u", "docker.service", "-n", "20", "--no-pager", "-o", "cat").stdout
+            )
             _fail("the engine does not start; its last journal lines are above")
     for _ in range(120):
         done = _run("docker", "version", "--format", "{{.Server.Version}}")

@@ -7,7 +7,9 @@ LIST = "/etc/apt/sources.list"
 PARTS = "/etc/apt/sources.list.d"
 OWN = PARTS + "/docker.sources"
 # Docker's own addresses, old ones too, and the way its mirrors are called.
-_DOCKER = re.compile(r"https?://[^\s\]]*(?:download\.docker\.com|dockerproject\.org|get\.docker\.com|/docker-ce(?:/|\b))")
+_DOCKER = re.compile(
+    r"https?://[^\s\]]*(?:download\.docker\.com|dockerproject\.org|get\.docker\.com|/docker-ce(?:/|\b))"
+)
 
 
 def files():
@@ -45,7 +47,9 @@ def _stanzas(text: str, repository: str) -> str:
             kept.append(stanza)
         elif others:
             kept.append(stanza.replace(uris[0], "URIs: " + " ".join(others)))
-    return text if "".join(kept).split() == text.split() else "\n".join(part.strip("\n") + "\n" for part in kept)
+    return (
+        text if "".join(kept).split() == text.split() else "\n".join(part.strip("\n") + "\n" for part in kept)
+    )
 
 
 def is_empty(text: str) -> bool:

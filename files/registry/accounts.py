@@ -36,7 +36,12 @@ def account(registry: str) -> str:
     if helper:
         try:
             said = subprocess.run(
-                ["docker-credential-" + helper, "get"], input=name, capture_output=True, text=True, check=True, timeout=20
+                ["docker-credential-" + helper, "get"],
+                input=name,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=20,
             ).stdout
             found = json.loads(said)
             return found["Username"] + ":" + found["Secret"]
@@ -89,7 +94,9 @@ def verdict(registry: str, login: str) -> str:
             return "accepted"
         if wants.lower().startswith("bearer"):
             told = dict(re.findall(r'(\w+)="([^"]*)"', wants))
-            query = urllib.parse.urlencode({"service": told.get("service", ""), "account": login.partition(":")[0]})
+            query = urllib.parse.urlencode(
+                {"service": told.get("service", ""), "account": login.partition(":")[0]}
+            )
             if not told.get("realm", "").startswith("https://"):
                 return "unknown"
             status, _ = _ask(opener, f"{told['realm']}?{query}", login)

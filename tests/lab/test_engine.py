@@ -120,6 +120,7 @@ def test_configuration_changes_with_the_least_and_containers_go_on(host, provisi
     assert host.run("docker exec kept echo alive").stdout == "alive\n"
 
 
+@pytest.mark.soak
 def test_action_that_a_killed_run_owed_is_made_up_for(host, provision):
     assert provision(host, daemon()).ok
     before = engine_pid(host)
@@ -153,6 +154,7 @@ def test_unknown_key_is_refused_before_any_change(host, provision):
     assert host.run(f"stat -c %Z {DAEMON_JSON}").stdout + engine_pid(host) == before
 
 
+@pytest.mark.soak
 def test_packages_are_held_and_the_engine_runs(host, provision):
     assert provision(host, daemon()).ok
     run = provision(host, packages())
@@ -172,6 +174,7 @@ def test_packages_are_held_and_the_engine_runs(host, provision):
     assert provision(host, packages()).changed == []
 
 
+@pytest.mark.soak
 def test_compose_and_buildx_are_there_or_said_to_be_missing(host, provision):
     if "bookworm" in host.name:
         for part, words in (("compose", "Compose v2"), ("buildx", "buildx")):

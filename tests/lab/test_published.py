@@ -223,7 +223,7 @@ def soak(value: str) -> object:
     "by_hand",
     [
         "nft delete table inet hostwright_published",
-        "nft insert rule inet hostwright_published from_outside accept",
+        soak("nft insert rule inet hostwright_published from_outside accept"),
         soak("nft flush chain inet hostwright_published forward"),
         soak("echo '# mine' >> /etc/hostwright/published/ports.nft"),
         soak("chmod 0666 /etc/hostwright/published/ports.nft"),
