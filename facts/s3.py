@@ -19,7 +19,7 @@ from pyinfra.api import FactBase
 from facts.records import Record, read
 from settings.s3 import KeyFile, Presigned, Server
 
-# botocore logs whole answers at DEBUG (`pyinfra --debug`), and that of CreateAccessKey holds the secret.
+# botocore logs whole answers at DEBUG (`pyinfra --debug-all`), and that of CreateAccessKey holds the secret.
 logging.getLogger("botocore").setLevel(logging.WARNING)
 
 # Where the name of the call is not that of the permission.

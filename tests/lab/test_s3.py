@@ -232,7 +232,7 @@ def reader(host):
 
 def test_a_user_may_do_what_it_needs_and_its_key_is_told_to_nobody(run, cloud, buckets, host):
     assert run(user(), dry=True).changed == ["User"]
-    made = run(user(), extra=["--debug", "-vvv"])
+    made = run(user(), extra=["-vvv", "--debug-all", "--diff"])
     assert made.changed == ["User"]
     keys = keys_in(host)
     assert host.run(f"stat -c '%a %U' {FILE}").stdout == "600 root\n"
