@@ -980,27 +980,29 @@ class Backup:
             if self.pending.exists():
                 raise Failure("a restore was cut short: run it again first (backup restore)")
             stage = self._fresh(self.STAGE)
-            self._require_space(self.kind.size())
-            self.kind.copy(stage)
-            content = self.kind.inspect(stage)
-            self._judge("the copy is not stored", minimum_faults(content, self.source.minimum))
-            if not accept_smaller:
-                self._judge_size(content)
-            manifest = Manifest(
-                self.source.name,
-                self.source.kind,
-                self.kind.where,
-                _now(),
-                content,
-                accepted_smaller=accept_smaller,
-            )
-            (stage / MANIFEST).write_text(manifest.text())
-            self._for_each_repository(lambda repository: self._store(repository, stage, manifest))
-            self.state.note(last_success=_now(), size=content.size, rows=content.counts)
-            self.kind.done(stage)
-            tell(
-                f"{content.size} bytes, {content.total} rows or files, stored in: {', '.join(self.repositories)}"
-            )
+            try:
+                self._require_space(self.kind.size())
+                self.kind.copy(stage)
+                content = self.kind.inspect(stage)
+                self._judge("the copy is not stored", minimum_faults(content, self.source.minimum))
+                if not accept_smaller:
+                    self._judge_size(content)
+                manifest = Manifest(
+                    self.source.name,
+                    self.source.kind,
+                    self.kind.where,
+                    _now(),
+                    content,
+                    accepted_smaller=accept_smaller,
+                )
+                (stage / MANIFEST).write_text(manifest.text())
+                self._for_each_repository(lambda repository: self._store(repository, stage, manifest))
+                self.state.note(last_success=_now(), size=content.size, rows=content.counts)
+                tell(
+                    f"{content.size} bytes, {content.total} rows or files, stored in: {', '.join(self.repositories)}"
+                )
+            finally:
+                self.kind.done(stage)
 
     def _store(self, repository: Repository, stage: Path, manifest: Manifest) -> None:
         snapshot = repository.backup(stage, manifest)

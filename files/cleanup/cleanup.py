@@ -165,7 +165,7 @@ class Engine:
         # older engines know no types and also measure volumes, which takes longer
         types = "?type=image&type=container" if self.api >= (1, 42) else ""
         found = self.get(f"/system/df{types}")
-        return int(found["LayersSize"]) + sum(each.get("SizeRw", 0) for each in found["Containers"] or ())
+        return int(found["LayersSize"] + sum(each.get("SizeRw", 0) for each in found["Containers"] or ()))
 
     def _url(self, path: str, query: Mapping[str, str]) -> str:
         return f"/v{self.api[0]}.{self.api[1]}{path}" + (f"?{urlencode(query)}" if query else "")

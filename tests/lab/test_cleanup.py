@@ -1,12 +1,15 @@
 """Cleanup of a real engine with images of every class on it, read back with docker and the engine's own figures."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
 
 import pytest
 
-from tests.lab.state import wait_for
+from tests.lab.provision import command_line
+from tests.lab.state import REPOSITORY, wait_for
 
 PROGRAM = "/usr/local/lib/hostwright/docker-cleanup"
 OURS = "registry.test:5000/mcbench"
@@ -259,6 +262,27 @@ def test_cleanup_removes_exactly_the_right_things(zoo, provision):
     assert "0 removed, 0 bytes won" in by_hand
 
 
+def test_an_operator_types_it(zoo, tmp_path):
+    """The image was idle for ten days, so the policy's seven days and the day that is typed both let it go."""
+    image(zoo, f"{OURS}/typed:v1")
+    command = command_line(tmp_path, zoo, "")[:-1]
+    command.remove("--json")
+
+    def typed(*words: str) -> str:
+        done = subprocess.run(
+            [*command, "operations.cleanup.docker", *words], cwd=REPOSITORY, text=True, capture_output=True, stdin=subprocess.DEVNULL,
+            timeout=300, env={**os.environ, "NO_COLOR": "1"},
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    assert "write 24h or 24d" in typed("until=24")
+    assert f"stays image {OURS}/typed:v1" in typed("until=2w")
+    said = typed("until=24h")
+    assert re.search(rf"removed image {OURS}/typed:v1 .*: not used for 10 d", said), said
+    assert re.search(r"1 removed, [1-9][0-9]{6,} bytes won", said)
+    assert f"{OURS}/typed:v1" not in names(zoo)
+
+
 def test_a_deploy_that_is_under_way_is_waited_for(zoo):
     """The lock of a deploy is held while an image is fetched and not used yet."""
     image(zoo, f"{OURS}/late:v1")
@@ -342,3 +366,25 @@ def test_the_journal_sees_what_comes_and_goes(zoo, provision):
     zoo.run("systemctl restart docker")
     wait_for("journal", lambda: "now" in noted(zoo, f"{OURS}/quick:v1"), 60)
     zoo.run(f"systemctl start hostwright-docker-cleanup; docker rmi redis:x; docker image inspect {OURS}/quick:v1")
+
+
+@pytest.mark.soak
+def test_the_newer_engine_of_another_release(lab, provision):
+    """Docker 26: another API, other events; the same right things go."""
+    host = lab.host("t-cleanup-trixie", release="trixie", layer="docker")
+    try:
+        host.write("/root/age", AGE, mode="0755")
+        host.run("mkdir -p /root/rootfs")
+        for name in (f"{OURS}/old:v1", f"{OURS}/kept:v1", "redis:7"):
+            image(host, name)
+        start(host, "kept", f"{OURS}/kept:v1")
+        run = provision(host, deploy())
+        assert run.ok, run
+        assert provision(host, deploy()).changed == []
+        used = engine_bytes(host)
+        cleaned = provision(host, clean(until="24h"))
+        assert cleaned.changed == ["Clean up"]
+        assert names(host) == {f"{OURS}/kept:v1", "redis:7"}
+        assert f"1 removed, {used - engine_bytes(host)} bytes won" in cleaned.stderr
+    finally:
+        lab.destroy(host)
