@@ -133,8 +133,10 @@ def rollback() -> None:
         replicas.rollback(name("api"), name="Roll back api", _parallel=settings.batch)
     if "admin-api" in settings.components:
         replicas.rollback(name("admin-api"), name="Roll back admin-api", _parallel=settings.batch)
+    all_well(name="See that the APIs are well")
     if "worker" in settings.components:
         replicas.rollback(name("worker"), name="Roll back worker", _parallel=settings.batch)
+    all_well(name="See that the workers are well which make tasks")
     if "admin-worker" in settings.components:
         replicas.rollback(name("admin-worker"), name="Roll back admin-worker", _parallel=settings.batch)
     if "render-worker" in settings.components:

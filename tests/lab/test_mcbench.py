@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
 from tests.lab.provision import Run
 from tests.lab.registry import Registry
-from tests.lab.state import wait_for
+from tests.lab.state import REPOSITORY, wait_for
 
 API, ADMIN, FLOWER = "api.mcbench.test", "admin.mcbench.test", "flower.mcbench.test"
 DEPLOY = """
@@ -44,10 +45,10 @@ WORKERS = {"worker", "admin-worker", "render-worker", "server-worker"}
 class Fleet:
     """Three hosts, and one that is none of them: ``front`` (databases, APIs, scheduler), ``back`` (workers), ``games``."""
 
-    def __init__(self, lab: Lab, provision: Callable[..., Run]) -> None:
-        names = ("t-mcbench-front", "t-mcbench-back", "t-mcbench-games")
+    def __init__(self, lab: Lab, provision: Callable[..., Run], layer: str = "docker", release: str = "bookworm") -> None:
+        names = [f"t-mcbench-{layer}-{part}" for part in ("front", "back", "games")]
         self._provision = provision
-        self.front, self.back, self.games = self.hosts = lab.boot_all(*((name, "bookworm", "docker") for name in names))
+        self.front, self.back, self.games = self.hosts = lab.boot_all(*((name, release, layer) for name in names))
         self.registry: Registry = lab.registry()
         self.put("v1.0.0")
 
@@ -122,7 +123,7 @@ class Fleet:
             **{f"mcbench_{key}": value for key, value in own.items() if value is not None},
         }
 
-    def run(self, deploy: str = DEPLOY, dry: bool = False, limit: str | None = None, **settings: object) -> Run:
+    def run(self, deploy: str | Path = DEPLOY, dry: bool = False, limit: str | None = None, **settings: object) -> Run:
         """Run pyinfra over the three hosts; keyword arguments are settings without their prefix."""
         return self._provision(
             list(self.hosts),
@@ -161,6 +162,11 @@ def ask(source: LabHost, target: LabHost, domain: str, path: str, *options: str)
                f"https://{domain}{path}"]  # fmt: skip
     body, _, code = source.run(shlex.join(command), check=False).stdout.rpartition("\n")
     return int(code or 0), body
+
+
+def reaches(source: LabHost, target: LabHost, port: int) -> bool:
+    """Whether a host lets another one in by a port."""
+    return source.run(f"timeout 4 bash -c '</dev/tcp/{target.address}/{port}'", check=False).returncode == 0
 
 
 def submit(fleet: Fleet, source: LabHost, domain: str = API, **task: object) -> int:
@@ -259,14 +265,11 @@ def test_only_what_is_meant_can_be_reached(fleet: Fleet, stranger: LabHost) -> N
     status, page = ask(fleet.front, fleet.front, FLOWER, "/workers", "-u", account)
     assert (status, "mcbench-worker-" in page) == (200, True)
 
-    def reaches(source: LabHost, port: int, address: str = fleet.front.address) -> bool:
-        return source.run(f"timeout 3 bash -c '</dev/tcp/{address}/{port}'", check=False).returncode == 0
-
     closed = (5432, 6379, 9000, 8000, 5555, 18000, 18200)
-    assert [port for port in closed if reaches(stranger, port)] == []
-    assert [port for port in (5432, 6379, 9000) if not reaches(fleet.back, port)] == []
-    assert [port for port in (5555, 18000, 18200) if reaches(fleet.back, port)] == []
-    assert reaches(stranger, 443)
+    assert [port for port in closed if reaches(stranger, fleet.front, port)] == []
+    assert [port for port in (5432, 6379, 9000) if not reaches(fleet.back, fleet.front, port)] == []
+    assert [port for port in (5555, 18000, 18200) if reaches(fleet.back, fleet.front, port)] == []
+    assert reaches(stranger, fleet.front, 443)
 
 
 def test_each_component_has_its_own_secrets_and_the_socket_is_one_workers(fleet: Fleet) -> None:
@@ -394,3 +397,30 @@ def test_redis_and_database_come_back_with_what_they_held(fleet: Fleet, stranger
     assert summary(fleet, stranger)["tasks"] >= before["tasks"] + 1
     assert finished(fleet, stranger, submit(fleet, stranger, kind="build", key="after-a-reboot"))["state"] == "done"
     assert fleet.run().changed == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("release", ["bookworm", "trixie"])
+def test_bare_hosts_become_the_fleet_by_the_real_deploy(
+    lab: Lab, provision: Callable[..., Run], stranger: LabHost, release: str
+) -> None:
+    bare = Fleet(lab, provision, "bare", release)
+    try:
+        run = bare.run(REPOSITORY / "deploy.py")
+        assert run.ok, run
+        built = finished(bare, stranger, submit(bare, stranger, kind="build", key="from-bare", script="place a house"))
+        assert (built["state"], built.get("output")) == ("done", "built in world of 1.0.0: place a house\n")
+        before = {name: one["id"] for name, one in bare.containers().items()}
+        again = bare.run(REPOSITORY / "deploy.py")
+        assert (again.ok, again.changed) == (True, []), again
+        assert {name: one["id"] for name, one in bare.containers().items()} == before
+        for host in bare.hosts:
+            host.reboot()
+        wait_for("the api after a reboot", lambda: ask(stranger, bare.front, API, "/health")[0] == 200, 180)
+        assert finished(bare, stranger, submit(bare, stranger, kind="build", key="after-reboot"))["state"] == "done"
+        closed = (5432, 6379, 9000, 8000, 5555, 18000, 18200)
+        assert [port for port in closed if reaches(stranger, bare.front, port)] == []
+        assert [port for port in (5432, 6379, 9000) if not reaches(bare.back, bare.front, port)] == []
+    finally:
+        for host in bare.hosts:
+            lab.destroy(host)
