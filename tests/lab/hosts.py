@@ -25,6 +25,7 @@ from tests.lab.state import LabError, Process, lock, run, slot_directory, ssh_ke
 PIP_CACHE = "/var/cache/lab-pip"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _POWER_OFF = signal.SIGRTMIN + 4  # systemd's "start poweroff.target", see systemd(1), SIGNALS
+_STOPPING = 200  # seconds; containers that outlive their engine get systemd's 90 s
 _REBOOT_STATUS = 133  # systemd-nspawn --keep-unit leaves the reboot to whoever started it, by this exit status
 # A host has no CAP_SYS_TIME (the clock is the outer machine's); -x lets chronyd run without steering it.
 _CHRONY = """[Unit]
@@ -54,6 +55,7 @@ class Plan:
     index: int
     release: str
     layer: str
+    architecture: str = "amd64"
 
 
 def directory(slot: int, name: str) -> Path:
@@ -90,13 +92,15 @@ class LabHost:
     # --- life -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, slot: int, name: str, release: str, layer: str, index: int | None = None) -> LabHost:
+    def create(
+        cls, slot: int, name: str, release: str, layer: str, index: int | None = None, architecture: str = "amd64"
+    ) -> LabHost:
         """Make a pristine host and boot it; an older host of the same name in the slot is destroyed first.
 
         + index: last part of both addresses, 2 to 254; by default the first free one from 100
         """
-        image.get(release, layer)
-        network.create(slot)
+        network.create(slot)  # first: while a slot is in use, nobody takes the cache away from the build
+        image.get(release, layer, architecture)
         cache.start()
         for plan in plans(slot):
             if plan.name == name:
@@ -106,7 +110,7 @@ class LabHost:
             chosen = index if index is not None else min(set(range(100, 255)) - taken)
             if chosen in taken:
                 raise LabError(f"{name}: index {chosen} of slot {slot} is taken")
-            host = cls(Plan(slot, name, chosen, release, layer))
+            host = cls(Plan(slot, name, chosen, release, layer, architecture))
             host.directory.mkdir(parents=True)
             (host.directory / "plan.json").write_text(json.dumps(asdict(host.plan)))
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"root@{name}", "-f", host.directory / "host_key")
@@ -130,12 +134,14 @@ class LabHost:
         self._wait_until_up()
 
     def power_off(self) -> None:
-        """Shut the host down in order, as the power button does."""
+        """Shut the host down in order, as the power button does. An emulated one has none: its plug is pulled."""
+        if self.plan.architecture != "amd64":
+            return self.kill()
         leader = self.leader
         if leader is not None:
             os.kill(leader, _POWER_OFF)
-        if not self._power.wait(60):
-            raise LabError(f"{self.name}: did not power off within 60 s")
+        if not self._power.wait(_STOPPING):
+            raise LabError(f"{self.name}: did not power off within {_STOPPING} s")
 
     def kill(self) -> None:
         """Pull the plug: every process of the host dies at once, nothing is told, nothing is flushed by them."""
@@ -151,7 +157,7 @@ class LabHost:
         """Reboot from inside and wait until the host answers again."""
         before = self.leader
         self.run("systemctl reboot", check=False)
-        wait_for(f"{self.name}: reboot", lambda: self.leader not in (None, before), 60)
+        wait_for(f"{self.name}: reboot", lambda: self.leader not in (None, before), _STOPPING)
         self._wait_until_up()
 
     def reset(self, to: str = "") -> None:
@@ -299,8 +305,9 @@ class LabHost:
 
     def _wait_until_up(self) -> None:
         try:
-            wait_for("sshd", self._sshd_greets, 60)
-            wait_for("end of boot", self._booted, 60)
+            patience = 120 if self.plan.architecture == "amd64" else 600
+            wait_for("sshd", self._sshd_greets, patience)
+            wait_for("end of boot", self._booted, patience)
         except LabError as error:
             raise LabError(f"{self.name}: {error}; its console says: {self._last_words()}") from None
 
@@ -335,7 +342,7 @@ class LabHost:
         file = self.directory / "layers"
         if file.exists():
             return tuple(map(Path, file.read_text().split()))
-        return image.get(self.plan.release, self.plan.layer).layers
+        return image.get(self.plan.release, self.plan.layer, self.plan.architecture).layers
 
     def _mount_root(self) -> None:
         image.mount(self._layers, self.directory / "up", self.directory / "work", self._root)

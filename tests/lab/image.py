@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab import cache
+from tests.lab import cache, emulation
 from tests.lab.state import ROOT, LabError, lock, run
 
 RELEASES = ("bookworm", "trixie")
@@ -46,11 +46,12 @@ class Image:
     layers: tuple[Path, ...]
 
 
-def get(release: str, layer: str = "bare") -> Image:
+def get(release: str, layer: str = "bare", architecture: str = "amd64") -> Image:
     """Return an image, building what is missing (about 25 s for bare, 40 s for packages, 15 s for docker, each once).
 
     + release: "bookworm" or "trixie"
     + layer: "bare", "packages" or "docker"
+    + architecture: "arm64" for a bare host that qemu runs (see tests/lab/emulation.py); about 10 min
 
     Several processes may ask at once; one builds, the others wait. Raises LabError when the build fails.
     """
@@ -58,6 +59,8 @@ def get(release: str, layer: str = "bare") -> Image:
         raise LabError(f"release: one of {', '.join(RELEASES)}, got {release!r}")
     if layer not in LAYERS:
         raise LabError(f"layer: one of {', '.join(LAYERS)}, got {layer!r}")
+    if architecture != "amd64":
+        return _emulated(release, layer, architecture)
     with lock(f"image-{release}"):
         bare = built(f"{release}-bare", recipe(release, _BARE, _FINISH), lambda path: _build_bare(release, path))
         layers = (bare / "root",)
@@ -72,6 +75,17 @@ def get(release: str, layer: str = "bare") -> Image:
             upper = built(f"{release}-docker", key, lambda path: _install(packages, below, path))
             layers = (upper / "upper", *below)
     return Image(release, layers)
+
+
+def _emulated(release: str, layer: str, architecture: str) -> Image:
+    if (layer, architecture) != ("bare", "arm64"):
+        raise LabError(f"{architecture}/{layer}: only arm64, and only bare, is there besides amd64")
+    emulation.start()
+    with lock(f"image-{release}-{architecture}"):  # of its own: nobody else is to wait that long
+        key = recipe(release, _BARE, _FINISH, architecture)
+        options = (f"--architectures={architecture}", "--skip=check/qemu")
+        bare = built(f"{release}-bare-{architecture}", key, lambda path: _build_bare(release, path, *options))
+    return Image(release, (bare / "root",))
 
 
 def unpacked(package: str, release: str = "bookworm") -> Path:
@@ -139,10 +153,10 @@ def _sources(release: str) -> list[str]:
     return lines
 
 
-def _build_bare(release: str, path: Path) -> None:
+def _build_bare(release: str, path: Path, *options: str) -> None:
     finish = path / "finish.sh"
     finish.write_text(_FINISH)
-    bootstrap(release, path / "root", f"--include={','.join(_BARE)}", f"--customize-hook=chroot \"$1\" sh < {finish}")
+    bootstrap(release, path / "root", *options, f"--include={','.join(_BARE)}", f"--customize-hook=chroot \"$1\" sh < {finish}")
     _trust(path / "root")
 
 
@@ -153,7 +167,7 @@ def bootstrap(release: str, root: Path, *options: str) -> None:
     """
     cache.start()
     leniency = [f"--aptopt={line.rstrip(';')}" for line in cache.apt_options().splitlines()]
-    run("mmdebstrap", "--variant=minbase", *leniency, *options, release, root, *_sources(release), timeout=1200)
+    run("mmdebstrap", "--variant=minbase", *leniency, *options, release, root, *_sources(release), timeout=3600)
     # The cache's address is a matter of each host's creation, not of the image.
     (root / "etc/apt/apt.conf.d/99mmdebstrap").unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.lab import cache, cgroups, hosts, image, network, wan
+from tests.lab import cache, cgroups, emulation, hosts, image, network, wan
 from tests.lab.acme import Acme
 from tests.lab.hosts import LabHost
 from tests.lab.registry import Registry
@@ -30,16 +30,19 @@ class Lab:
         self._registry: Registry | None = None
         self._servers: list[Process] = []
 
-    def host(self, name: str, release: str = "bookworm", layer: str = "bare", index: int | None = None) -> LabHost:
+    def host(
+        self, name: str, release: str = "bookworm", layer: str = "bare", index: int | None = None, architecture: str = "amd64"
+    ) -> LabHost:
         """Boot a fresh host and return it once it answers by SSH.
 
         + release: "bookworm" or "trixie"
         + layer: "bare" (as a cloud image), "packages" (nginx, certbot, … installed already) or "docker" (the
           distribution's engine as well, running)
         + index: last part of its addresses; by default a free one
+        + architecture: "arm64" for an emulated host: bare only, slow, and the image takes 10 min to build
         """
         try:
-            self.hosts[name] = LabHost.create(self.slot, name, release, layer, index)
+            self.hosts[name] = LabHost.create(self.slot, name, release, layer, index, architecture)
         except LabError:
             if name in {plan.name for plan in hosts.plans(self.slot)}:
                 self.hosts[name] = LabHost.find(self.slot, name)  # half made: to be removed with the others
@@ -124,7 +127,7 @@ def down(slots: list[int]) -> list[str]:
         if not network.in_use():
             if cache.stop():
                 removed.append("package cache (process)")
-            removed += network.remove_shared()
+            removed += network.remove_shared() + emulation.stop()
     return removed
 
 
