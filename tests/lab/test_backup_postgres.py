@@ -376,6 +376,6 @@ def test_a_server_without_container_on_the_socket_and_by_the_network(lab, conver
         native('DELETE FROM runs; DROP TABLE audit."Odd Name"')
         assert "started: writer.service" in backup(host, "restore", "mcbench", "--at", "verified").stdout
         assert native(LOOK) == before
-        assert host.run("pgrep -fc hostwright/backup/mcbench/cluster", check=False).stdout.strip() == "0"
+        assert host.run("pgrep -fc backup/mcbench/[c]luster", check=False).stdout.strip() == "0"
     finally:
         lab.destroy(host)
