@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from settings.fields import Model
-from settings.host import COMMON, SECTIONS
+from settings.host import SECTIONS, SYSTEM_GROUPS
 from settings.secret import Secret
 from settings.section import models_in
 
@@ -41,7 +41,9 @@ def reference() -> str:
     """Return the whole page."""
     parts = [HEAD]
     for name, section in SECTIONS.items():
-        where = "every host" if name in COMMON else f"hosts of the group `{name}`"
+        groups = SYSTEM_GROUPS.get(name, ())
+        named = ", ".join(f"`{group}`" for group in groups)
+        where = f"hosts of the group{'s' * (len(groups) > 1)} {named}" if groups else "every host"
         parts.append(f"## {name}: {where}\n\n{(section.__doc__ or '').strip()}\n")
         parts.append("| key | value | default | |\n|---|---|---|---|")
         parts += [_row(section.prefix + field, info) for field, info in section.model_fields.items()]
