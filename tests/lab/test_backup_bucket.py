@@ -110,7 +110,13 @@ def converge(provision):
 
 
 @pytest.fixture(scope="module")
-def host(lab):
+def image(lab) -> str:
+    return lab.registry().image("s3")
+
+
+@pytest.fixture(scope="module")
+def host(lab, image):
+    # the registry comes first: the engine remembers for seconds that a name is unknown
     fresh = lab.host("t-backup-s3", layer="docker")
     lab.registry().admit(fresh)
     yield fresh
@@ -118,8 +124,8 @@ def host(lab):
 
 
 @pytest.fixture(scope="module")
-def server(host, lab):
-    s3 = start_server(host, lab.registry().image("s3"))
+def server(host, image):
+    s3 = start_server(host, image)
     s3.call("PUT", "/mc-bench")
     return s3
 
@@ -229,15 +235,16 @@ def test_secrets_are_in_no_argument_and_in_no_file_of_others(declared, s3):
 def test_second_run_changes_nothing_and_bad_input_is_refused(declared, converge):
     assert converge(declared).changed == []
     exposure = declared.run("systemd-analyze security --no-pager hostwright-backup-objects.service").stdout.splitlines()[-1]
-    assert float(exposure.split(": ")[1].split()[0]) <= 1.8, exposure
+    # 1.5 and the network, which it needs
+    assert float(exposure.split(": ")[1].split()[0]) <= 2.4, exposure
     before = declared.read("/etc/hostwright/backup/objects.json")
     assert "bucket.endpoint must be a URL" in converge(declared, deploy(endpoint="http://a:b@x")).stderr
     assert declared.read("/etc/hostwright/backup/objects.json") == before
 
 
 @pytest.mark.soak
-def test_a_new_host_gets_its_objects_back_from_the_offsite_copy(lab, converge):
-    image, vault = lab.registry().image("s3"), lab.host("t-vault")
+def test_a_new_host_gets_its_objects_back_from_the_offsite_copy(lab, image, converge):
+    vault = lab.host("t-vault")
     offsite = {"backup_offsite_repository": f"sftp:root@{vault.address}:/srv/vault"}
 
     def machine():
