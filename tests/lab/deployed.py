@@ -18,6 +18,7 @@ from tests.lab.state import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy.py"
 DOMAIN = "gateway.deployed.test"
+BARE = "bare"
 CONVERGED = "converged"
 SECRETS = (
     "GATEWAY_ADMIN_API_KEY",
@@ -31,6 +32,8 @@ SECRETS = (
 class Deployed:
     """A gateway host with random secrets; ``secrets`` are at the same time the environment that pyinfra needs.
 
+    + host: can go back to two states by ``reset(BARE)`` and ``reset(CONVERGED)``; bare but for the key that the off-site
+      repository lets in, which is the operator's to make
     + first_run, samples: pyinfra's first converge of the bare host, at its most talkative, and what the host's process
       table showed meanwhile
     + fingerprint: the host after it
@@ -49,6 +52,7 @@ class Deployed:
         self.host.run("ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
         self._vault.run("cat >> /root/.ssh/authorized_keys", input=self.host.read("/root/.ssh/id_ed25519.pub"))
         self.host.run(f"ssh-keyscan -t ed25519 {self._vault.address} > /root/.ssh/known_hosts")
+        self.host.save(BARE)
         self.samples: Samples
         with canary.sampled(self.host, self.secrets) as self.samples:
             self.first_run: Run = self.converge(extra=["-vvv", "--debug", "--diff"])

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests.lab import canary
-from tests.lab.deployed import CONVERGED, Deployed
+from tests.lab.deployed import BARE, CONVERGED, Deployed
 from tests.lab.provision import PYINFRA
 from tests.lab.state import REPOSITORY, run
 
@@ -60,7 +60,7 @@ def test_journal_holds_no_secret(deployed: Deployed) -> None:
 
 
 def test_plans_hold_no_secret(deployed: Deployed) -> None:
-    deployed.host.reset()
+    deployed.host.reset(BARE)
     bare = deployed.converge(dry=True, extra=LOUD)
     assert bare.ok
     assert bare.changed != []

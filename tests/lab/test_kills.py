@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.deployed import Deployed
+from tests.lab.deployed import BARE, Deployed
 from tests.lab.fingerprint import Fingerprint, leftovers
 from tests.lab.state import REPOSITORY
 
@@ -83,7 +83,7 @@ def assert_equals_undisturbed(deployed: Deployed, where: str) -> None:
 def test_a_run_after_kills_ends_like_an_undisturbed_one(deployed: Deployed, tmp_path: Path) -> None:
     """A bare host, one run after the other killed ever later, and one that is not."""
     print(f"HOSTWRIGHT_KILL_SEED={SEED}")  # noqa: T201 - pytest shows it when the test fails
-    deployed.host.reset()
+    deployed.host.reset(BARE)
     where = [kill_run(deployed, point, tmp_path) for point in points(ORDINARY, operations(deployed))]
     assert_equals_undisturbed(deployed, f"seed {SEED}, killed in {where}")
 
@@ -93,6 +93,6 @@ def test_a_run_after_kills_ends_like_an_undisturbed_one(deployed: Deployed, tmp_
 @pytest.mark.parametrize("number", range(SOAK))
 def test_a_run_after_one_kill_ends_like_an_undisturbed_one(deployed: Deployed, tmp_path: Path, number: int) -> None:
     point = points(SOAK, operations(deployed))[number]
-    deployed.host.reset()
+    deployed.host.reset(BARE)
     where = kill_run(deployed, point, tmp_path)
     assert_equals_undisturbed(deployed, f"seed {SEED}, {point}, killed in {where}")
