@@ -20,7 +20,7 @@ def variables(container):
 
 
 def address(container, network):
-    form = '{{with index .NetworkSettings.Networks "%s"}}{{.IPAddress}}{{end}}' % network
+    form = '{{with index .NetworkSettings.Networks "' + network + '"}}{{.IPAddress}}{{end}}'
     done = subprocess.run(["docker", "inspect", "-f", form, container], capture_output=True, text=True)
     return done.stdout.strip()
 
