@@ -299,11 +299,14 @@ _STEPS = {
         f"{_INSTALL} redis-server; mkdir /data; chown redis:redis /data"
     ),
     "node": _Step(
-        # npm as it comes from its registry: Debian's is 300 packages.
-        f"{_INSTALL} nodejs curl; cd /tmp; curl -fsS --cacert /lab/ca.pem -o npm.tgz $NPM_REGISTRY/npm/-/npm-{_NPM}.tgz; "
-        f"echo '{_NPM_SHA512}  npm.tgz' | sha512sum --quiet -c; tar xzf npm.tgz; "
+        # npm as it comes from the registry of this machine's npm: Debian's is 300 packages. Without one, Debian's, which
+        # knows a registry of its own.
+        f"{_INSTALL} nodejs curl; cd /tmp; if [ -n \"$npm_config_registry\" ]; then "
+        f"curl -fsS --cacert /lab/ca.pem -o npm.tgz $npm_config_registry/npm/-/npm-{_NPM}.tgz; "
+        f"echo '{_NPM_SHA512}  npm.tgz' | sha512sum --quiet -c; tar xzf npm.tgz; npm='node /tmp/package/bin/npm-cli.js'; "
+        f"else {_INSTALL} npm; npm=npm; unset npm_config_registry; fi; "
         "mkdir -p /opt/s3 /data; cd /opt/s3; cp /lab/package.json /lab/package-lock.json .; "
-        "node /tmp/package/bin/npm-cli.js ci --ignore-scripts --no-audit --no-fund --registry $NPM_REGISTRY; rm -rf /root/.npm",
+        "$npm ci --ignore-scripts --no-audit --no-fund; rm -rf /root/.npm",
         (_CONTAINERS / "s3/package.json", _CONTAINERS / "s3/package-lock.json"),
     ),
     "python": _Step(f"{_INSTALL} python3 python3-venv curl"),
@@ -359,7 +362,7 @@ def _build_step(path: Path, step: _Step, below: tuple[Path, ...]) -> None:
         policy.chmod(0o755)
         image.chroot(path / "root", f"{step.script}; {_CLEAN}; rm /usr/sbin/policy-rc.d", f"--bind-ro={lab}:/lab",
                      "--setenv=PIP_CONFIG_FILE=/lab/pip.conf", "--setenv=npm_config_cafile=/lab/ca.pem",
-                     "--setenv=PIP_NO_CACHE_DIR=1", f"--setenv=NPM_REGISTRY={_npm_registry()}")  # fmt: skip
+                     "--setenv=PIP_NO_CACHE_DIR=1", f"--setenv=npm_config_registry={_npm_registry()}")  # fmt: skip
         for leftover in ("lab", "etc/resolv.conf"):
             _forget(path / "root" / leftover)
     finally:
@@ -373,9 +376,8 @@ def _build_step(path: Path, step: _Step, below: tuple[Path, ...]) -> None:
 
 
 def _npm_registry() -> str:
-    """Return the registry that this machine's npm uses, or npm's default."""
-    found = run("npm", "config", "get", "registry", check=False).strip() if shutil.which("npm") else ""
-    return (found or "https://registry.npmjs.org").rstrip("/")
+    """Return the registry that this machine's npm uses; empty without npm."""
+    return run("npm", "config", "get", "registry").strip().rstrip("/") if shutil.which("npm") else ""
 
 
 def _forget(path: Path) -> None:
