@@ -99,6 +99,7 @@ def tasks(number):
     (queue / "state" / (name + ".new")).write_text(number)
     (queue / "state" / (name + ".new")).rename(queue / "state" / name)
 (queue / "seen" / name).touch()
+(queue / "quiet" / name).unlink(missing_ok=True)  # said to an earlier one of this name
 while not ending:
     pathlib.Path("/tmp/alive").touch()
     task = None

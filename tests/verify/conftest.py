@@ -15,7 +15,8 @@ from tests.verify.evidence import Output
 Command = str | Callable[[Host], str]
 
 # Known on every host: whether its kernel is its own.
-_COMMON: dict[str, Command] = {"container": "systemd-detect-virt --container"}
+# By name: the command, and the system whose hosts alone are asked (None: all hosts).
+_COMMON: dict[str, tuple[Command, str | None]] = {"container": ("systemd-detect-virt --container", None)}
 
 
 class Machine:
@@ -25,6 +26,10 @@ class Machine:
         self.target = target
         self.settings = target.settings
         self.evidence: Future[dict[str, Output]] = Future()
+
+    def runs(self, system: str | None) -> bool:
+        """Whether this host is one of a system's; every host is one of ``None``."""
+        return system is None or getattr(self.settings, system) is not None
 
     def output(self, name: str) -> Output:
         """Return what a command printed; the check fails when the host was not reached."""
@@ -67,16 +72,17 @@ class Session:
         self._connections = fleet.Connections([machine.target for machine in self.machines])
         self._pool = ThreadPoolExecutor(max(1, len(self.machines)))
 
-    def gather(self, commands: Mapping[str, Command]) -> None:
+    def gather(self, commands: Mapping[str, tuple[Command, str | None]]) -> None:
         """Start reading all hosts at once; the first check of each waits for its own."""
         for machine in self.machines:
             self._pool.submit(self._gather, machine, commands)
 
-    def _gather(self, machine: Machine, commands: Mapping[str, Command]) -> None:
+    def _gather(self, machine: Machine, commands: Mapping[str, tuple[Command, str | None]]) -> None:
         try:
             texts = {
                 name: command(machine.settings) if callable(command) else command
-                for name, command in commands.items()
+                for name, (command, system) in commands.items()
+                if machine.runs(system)
             }
             nothing_to_ask = {name: Output(0, "") for name, text in texts.items() if not text}
             found = evidence.gather(self._connections.shell(machine.target), {n: t for n, t in texts.items() if t})
@@ -120,12 +126,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError("tests/verify: which hosts? Give --inventory inventories/prod.py")
     # A module about one system names it in SYSTEM and is asked only of the hosts that run it.
     system = getattr(metafunc.module, "SYSTEM", None)
-    machines = [
-        machine
-        for machine in metafunc.config.stash[_SESSION].machines
-        if system is None or getattr(machine.settings, system) is not None
-    ]
+    machines = [machine for machine in metafunc.config.stash[_SESSION].machines if machine.runs(system)]
     metafunc.parametrize("machine", machines, ids=[machine.target.name for machine in machines], scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the checks of systems that no host of the inventory runs: pytest keeps one of each, without a host."""
+    if _SESSION in config.stash:
+        machines = config.stash[_SESSION].machines
+        idle = [item for item in items if not any(one.runs(getattr(item.module, "SYSTEM", None)) for one in machines)]  # type: ignore[attr-defined]
+        config.hook.pytest_deselected(items=idle)
+        items[:] = [item for item in items if item not in idle]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -134,6 +145,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     commands = dict(_COMMON)
     for module in {item.module for item in session.items if isinstance(item, pytest.Function)}:
         for name, command in getattr(module, "EVIDENCE", {}).items():
-            if commands.setdefault(name, command) is not command:
+            if commands.setdefault(name, (command, getattr(module, "SYSTEM", None)))[0] is not command:
                 raise pytest.UsageError(f"{module.__name__}: EVIDENCE {name!r} is another command elsewhere")
     session.config.stash[_SESSION].gather(commands)
