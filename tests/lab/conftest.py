@@ -14,15 +14,9 @@ from tests.lab.provision import Run
 from tests.lab.provision import provision as run_pyinfra
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems() -> None:
     if os.geteuid() != 0:
         raise pytest.UsageError("lab tests boot hosts and need root: sudo make lab-test")
-    # A module's tests share its host, so one worker runs them; one worker also runs all modules that share the deployed one,
-    # which takes a minute and a half to make.
-    for item in items:
-        shared = "deployed" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("deployed" if shared else item.path.stem))
 
 
 @pytest.fixture(scope="session")
