@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -661,7 +660,8 @@ def test_two_at_once_come_one_after_the_other(lamp):
     before = lamp.life()
     host.write("/tmp/program", lamp.program(replace(lamp.spec, labels={"run": "second"})), mode="0600")
     host.run("(python3 -B - </tmp/program; echo $? >/tmp/ended) >/dev/null 2>&1 &")
-    time.sleep(1.5)  # nothing to wait for: it must not do anything
+    opened = "for pid in $(pgrep -x python3); do readlink /proc/$pid/fd/*; done | grep containers.lock"
+    wait_for("the run to ask for the lock", lambda: host.run(opened, check=False).stdout, 60)
     assert lamp.life() == before
     assert lamp.names() == ["lamp"]
     host.run("touch /tmp/free")

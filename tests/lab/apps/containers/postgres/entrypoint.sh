@@ -20,7 +20,7 @@ if [ "$(id -u)" = 0 ]; then
 fi
 
 mkdir -p "$PGDATA"
-chmod 700 "$PGDATA" 2> /dev/null || true
+chmod 700 "$PGDATA"
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     user=$(value POSTGRES_USER postgres)
     password=$(value POSTGRES_PASSWORD "")
