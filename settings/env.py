@@ -7,7 +7,7 @@
     compose      env_file: of Docker Compose (v2)
 
 What a consumer cannot hold is refused, never bent: the round trips through the real consumers are in
-tests/lab/test_env.py (systemd, shell, supervisor).
+tests/lab/test_env.py.
 """
 
 from __future__ import annotations

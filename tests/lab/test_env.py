@@ -1,5 +1,6 @@
-"""Variables survive the real consumer byte for byte: systemd, a POSIX shell, supervisor."""
+"""Variables survive the real consumer byte for byte: systemd, a POSIX shell, supervisor, Docker, Compose."""
 
+import json
 import random
 
 import pytest
@@ -80,6 +81,35 @@ def read_by_supervisor(host, variables):
 READERS = {"systemd": read_by_systemd, "shell": read_by_shell, "supervisor": read_by_supervisor}
 
 
+@pytest.fixture(scope="module")
+def engine(lab):
+    """A host with Docker and Compose, and the image of a shell."""
+    host = lab.host("t-env-docker", release="trixie", layer="docker")
+    registry = lab.registry()
+    registry.admit(host)
+    image = registry.image("busybox")
+    host.run(f"docker pull -q {image}")
+    yield host, image
+    lab.destroy(host)
+
+
+def read_by_docker(host, image, variables):
+    host.write("/etc/hw.env", render(variables, consumer="docker"), mode="0600")
+    host.run(f"docker run --rm --env-file /etc/hw.env -v /root:/out {image} sh -c 'env -0 > /out/seen'")
+    return seen(host, "/root/seen")
+
+
+def read_by_compose(host, image, variables):
+    host.write("/etc/hw.env", render(variables, consumer="compose"), mode="0600")
+    service = {"image": image, "env_file": ["/etc/hw.env"], "volumes": ["/root:/out"], "command": ["sh", "-c", "env -0 > /out/seen"]}
+    host.write("/root/compose.yaml", json.dumps({"services": {"hw": service}}))
+    host.run("docker compose -f /root/compose.yaml run --rm hw")
+    return seen(host, "/root/seen")
+
+
+ENGINE_READERS = {"docker": read_by_docker, "compose": read_by_compose}
+
+
 @pytest.mark.parametrize("consumer", READERS)
 def test_consumer_reads_what_was_written(supervised, consumer):
     variables = held(consumer, HARD)
@@ -92,3 +122,13 @@ def test_consumer_reads_what_was_written(supervised, consumer):
 def test_consumer_reads_any_mixture(supervised, consumer):
     variables = held(consumer, generated(1500))
     assert READERS[consumer](supervised, variables) == variables
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("values", [HARD, generated(1500)], ids=["hard", "any"])
+@pytest.mark.parametrize("consumer", ENGINE_READERS)
+def test_container_reads_what_was_written(engine, consumer, values):
+    host, image = engine
+    variables = held(consumer, values)
+    assert len(variables) > len(values) / 3
+    assert ENGINE_READERS[consumer](host, image, variables) == variables
