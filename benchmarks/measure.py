@@ -241,7 +241,7 @@ def _commands_seen(host: LabHost) -> int:
 
 
 def _export(host: LabHost, paths: Sequence[str]) -> None:
-    """Make Ansible templates of the files that Hostwright wrote, with the domain as their variable."""
+    """Make Ansible templates of the files that Hostwright wrote, with the domain and the host's name as their variables."""
     shutil.rmtree(RENDERED, ignore_errors=True)
     RENDERED.mkdir(mode=0o700, parents=True)
     for path in paths:
@@ -251,7 +251,8 @@ def _export(host: LabHost, paths: Sequence[str]) -> None:
                 text = text.replace(opening, "{{ '" + opening + "' }}")
             target = RENDERED / path.lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text.replace(DOMAIN, "{{ domain }}"))
+            text = text.replace(DOMAIN, "{{ domain }}")
+            target.write_text(re.sub(rf"\b{host.name}\b", "{{ inventory_hostname }}", text))
 
 
 def _rendered(directory: str) -> list[str]:
