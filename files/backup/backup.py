@@ -57,6 +57,10 @@ class Failure(Exception):
     """Something that the operator has to know, said in one message without a secret in it."""
 
 
+class Empty(Failure):
+    """The source is there, and holds nothing: a loss, unless it never held anything."""
+
+
 # --- configuration -------------------------------------------------------------------------------------------------
 
 
@@ -235,10 +239,10 @@ class Manifest:
 MANIFEST = "manifest.json"
 
 
-def minimum_faults(content: Content, minimum: Mapping[str, int]) -> list[str]:
+def minimum_faults(content: Content, minimum: Mapping[str, int], may_be_empty: bool = False) -> list[str]:
     """Return what the copy has too little of: the checks that the source declares."""
     faults = []
-    if not content.counts or not content.size:
+    if not may_be_empty and (not content.counts or not content.size):
         faults.append("it is empty")
     for label, least in sorted(minimum.items()):
         if label not in content.counts:
@@ -292,6 +296,8 @@ class Kind:
 
     # endings of files that belong to the source and move with it
     COMPANIONS: tuple[str, ...] = ()
+    # whether a source that never held anything is in order, as a new one is
+    MAY_BE_EMPTY = False
 
     def __init__(
         self,
@@ -331,7 +337,7 @@ class Kind:
         return Path(self.source.path)
 
     def size(self) -> int:
-        """Return about how much room a copy needs (bytes). Raise Failure when there is nothing to copy."""
+        """Return about how much room a copy needs (bytes). Raise Failure, or Empty, when there is nothing to copy."""
         raise NotImplementedError
 
     def copy(self, stage: Path) -> None:
@@ -981,10 +987,11 @@ class Backup:
                 raise Failure("a restore was cut short: run it again first (backup restore)")
             stage = self._fresh(self.STAGE)
             try:
-                self._require_space(self.kind.size())
+                self._require_space(self._size(accept_smaller))
                 self.kind.copy(stage)
                 content = self.kind.inspect(stage)
-                self._judge("the copy is not stored", minimum_faults(content, self.source.minimum))
+                faults = minimum_faults(content, self.source.minimum, self.kind.MAY_BE_EMPTY)
+                self._judge("the copy is not stored", faults)
                 if not accept_smaller:
                     self._judge_size(content)
                 manifest = Manifest(
@@ -1004,6 +1011,23 @@ class Backup:
             finally:
                 self.kind.done(stage)
 
+    def _size(self, accept_smaller: bool) -> int:
+        """Return how much room a copy needs; an empty source is asked about before anything of it is touched."""
+        try:
+            return self.kind.size()
+        except Empty as empty:
+            if not self.kind.MAY_BE_EMPTY:
+                raise
+            # A repository that does not answer cannot say that nothing was lost: its failure is this run's.
+            newest = [snapshots[-1] for each in self.repositories.values() if (snapshots := each.snapshots())]
+            held = [snapshot for snapshot in newest if snapshot.total]
+            if held and not accept_smaller:
+                raise Failure(
+                    f"{empty}, and {held[0].total} when copy {held[0]} was made: nothing is stored "
+                    f"(if that is right: backup run {self.source.name} --accept-smaller)"
+                ) from None
+            return 0
+
     def _store(self, repository: Repository, stage: Path, manifest: Manifest) -> None:
         snapshot = repository.backup(stage, manifest)
         entry = self.state.repository(repository.label)
@@ -1018,7 +1042,9 @@ class Backup:
                 snapshots = repository.snapshots()
             except Failure:
                 continue  # it fails again when the copy is stored, and is told then: the other one still gets its copy
-            for snapshot in [*(each for each in snapshots[::-1] if each.verified), *snapshots[::-1]][:1]:
+            # A verified copy of a source that was empty then says nothing about what it holds since.
+            good = [each for each in snapshots[::-1] if each.verified][:1]
+            for snapshot in [*(each for each in good if each.total), *snapshots[::-1]][:1]:
                 which = "the last verified copy" if snapshot.verified else "the last copy"
                 self._judge(
                     f"the copy is much smaller than {which} {snapshot} and is not stored "
@@ -1071,7 +1097,8 @@ class Backup:
             except (OSError, ValueError, KeyError, TypeError):
                 raise Failure("it has no manifest") from None
             content = self.kind.prove(directory)
-            faults = difference_faults(content, manifest) + minimum_faults(content, self.source.minimum)
+            faults = difference_faults(content, manifest)
+            faults += minimum_faults(content, self.source.minimum, self.kind.MAY_BE_EMPTY)
             verified = [each for each in snapshots if each.verified and each.key != snapshot.key]
             if (
                 not faults

@@ -14,6 +14,7 @@ class Bucket(Directory):
     object against its recorded sha256, and some of them against the bucket itself.
     """
 
+    MAY_BE_EMPTY = True
     SAMPLES = 20
     TRIES = 3
 
@@ -29,7 +30,7 @@ class Bucket(Directory):
     def size(self) -> int:
         found = json.loads(self._rclone("size", "--json", self._remote()))
         if not found["count"]:
-            raise Failure(f"{self.where} holds no object")
+            raise Empty(f"{self.where} holds no object")
         have = sum(entry.lstat().st_size for entry in self._entries(self.mirror)) if self.mirror.is_dir() else 0
         return max(0, int(found["bytes"]) - have)
 

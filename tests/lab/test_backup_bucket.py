@@ -83,14 +83,14 @@ def start_server(host, image: str) -> S3:
     return s3
 
 
-def deploy(**server: object) -> str:
+def deploy(minimum: object = {"objects": 10}, **server: object) -> str:  # noqa: B006 - is not changed
     return textwrap.dedent(f"""\
         import os
         from operations import backup
         from deploys import current
         from settings.secret import Secret
         backup.source(
-            "objects", policy=current().backup, kind="bucket", minimum={{"objects": 10}},
+            "objects", policy=current().backup, kind="bucket", minimum={minimum!r},
             server=backup.Bucket(**{{"bucket": "mc-bench", "endpoint": "http://127.0.0.1:9000", **{server!r}}},
                                  access_key=Secret({KEY!r}), secret_key=Secret(os.environ["LAB_S3_SECRET"])),
             name="Back up the objects",
@@ -203,7 +203,7 @@ def test_an_emptied_bucket_is_not_stored(declared, s3):
     for key in s3.list():
         s3.delete(key)
     none = backup(declared, "run", "objects", check=False)
-    assert "holds no object" in none.stderr
+    assert f"holds no object, and {len(OBJECTS)} when copy" in none.stderr
 
 
 def test_a_drill_catches_an_object_that_is_another_one(declared, s3):
@@ -257,6 +257,12 @@ def test_a_new_host_gets_its_objects_back_from_the_offsite_copy(lab, image, conv
     try:
         host, server = machine()
         server.call("PUT", "/mc-bench")
+        # as long as it never held anything, an empty bucket is no loss
+        run = converge(host, deploy(minimum={}), **offsite)
+        assert run.ok, run
+        backup(host, "run", "objects")
+        backup(host, "drill", "objects")
+        assert (state(host)["failure"], state(host)["rows"]) == ("", {"objects": 0})
         for key, content in OBJECTS.items():
             server.put(key, content)
         run = converge(host, **offsite)
@@ -267,8 +273,10 @@ def test_a_new_host_gets_its_objects_back_from_the_offsite_copy(lab, image, conv
 
         host, server = machine()
         server.call("PUT", "/mc-bench")
-        run = converge(host, **offsite)
+        run = converge(host, deploy(minimum={}), **offsite)
         assert run.ok, run
+        # to this machine it is new; that it held objects its off-site copies know
+        assert "holds no object, and" in backup(host, "run", "objects", check=False).stderr
         backup(host, "restore", "objects", "--at", "verified", "--repository", "offsite")
         assert server.objects() == OBJECTS
         lab.destroy(host)

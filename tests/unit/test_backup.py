@@ -912,3 +912,72 @@ def test_units_stop_and_start_containers_by_name_and_label(monkeypatch: pytest.M
     units.stop(running)
     units.start(running)
     assert calls == [["docker", verb, name] for verb in ("stop", "start") for name in ("api-1", "api-2")]
+
+
+# --- a bucket that holds nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket(shop, tmp_path: Path):
+    """The same source as a bucket: a directory that stands for it, and for rclone what it does with one."""
+    remote = tmp_path / "remote"
+    remote.mkdir()
+
+    def rclone(*words: str, missing: bool = False) -> str:
+        files = sorted(each for each in remote.iterdir())
+        if words[0] == "size":
+            return json.dumps({"count": len(files), "bytes": sum(each.stat().st_size for each in files)})
+        if words[0] == "sync":
+            shutil.rmtree(words[-1])
+            shutil.copytree(remote, words[-1])
+        return "[]" if words[0] == "lsjson" else ""
+
+    def fresh():
+        made = shop.backup(
+            kind="bucket", path="", minimum={}, bucket={"bucket": "b", "endpoint": "http://x", "region": "r"}
+        )
+        made.kind._rclone = rclone
+        return made
+
+    return SimpleNamespace(backup=fresh, remote=remote, primary=shop.primary, offsite=shop.offsite, state=shop.state)
+
+
+def test_a_bucket_that_never_held_anything_is_no_loss(bucket) -> None:
+    bucket.backup().run()
+    bucket.backup().drill()
+    assert (bucket.state()["failure"], bucket.state()["rows"]) == ("", {"objects": 0})
+    assert bucket.state()["last_verified"]
+    bucket.backup().run()
+    assert [each.total for each in bucket.primary.taken] == [0, 0]
+
+
+def test_a_bucket_that_held_something_and_is_empty_is_a_loss(bucket) -> None:
+    bucket.backup().run()
+    bucket.backup().drill()
+    for number in range(10):
+        (bucket.remote / str(number)).write_text("x")
+    bucket.backup().run()
+    # the verified copy is of the empty bucket, and is no measure for what came after
+    for number in range(9):
+        (bucket.remote / str(number)).unlink()
+    with pytest.raises(Failure, match="1 rows or files, was 10"):
+        bucket.backup().run()
+    (bucket.remote / "9").unlink()
+    with pytest.raises(Failure, match="holds no object, and 10 when copy 00000000 of 2026-11-02"):
+        bucket.backup().run()
+    assert "holds no object" in bucket.state()["failure"]
+    assert [each.total for each in bucket.primary.taken] == [0, 10]
+    mirror = bucket.backup().kind.mirror
+    assert len(list(mirror.iterdir())) == 1, "what the mirror holds is not thrown away"
+
+    # on a host that is new, the copies are elsewhere
+    bucket.primary.taken.clear()
+    shutil.rmtree(bucket.primary.root)
+    with pytest.raises(Failure, match="holds no object, and 10 when"):
+        bucket.backup().run()
+    bucket.offsite.broken = "does not answer"
+    with pytest.raises(Failure, match="does not answer"):
+        bucket.backup().run()
+    bucket.offsite.broken = ""
+    bucket.backup().run(accept_smaller=True)
+    bucket.backup().run()
