@@ -112,20 +112,35 @@ def _contain_planning(load_for_hosts):
     return contained
 
 
-def _send_at_once(start_client):
-    """Let every message of a connection leave when it is written.
+# How a host that lost its power is noticed: silent for so long, then asked so often, every so many seconds.
+_IDLE_SECONDS, _PROBES, _PROBE_SECONDS = 20, 4, 10
+
+
+def _tune(start_client):
+    """Let every message of a connection leave when it is written, and let a connection end whose host is gone.
 
     An SSH command is several small messages; paramiko leaves Nagle's algorithm on, so each command on a near host waits
     40 ms for a delayed acknowledgement. OpenSSH switches it off for sessions likewise.
+
+    Whoever waits for the output of a long command sends nothing himself: without keepalive he waits for ever for a host
+    that lost its power, and all other hosts of the run with him. With it the host has failed after a minute.
     """
 
     def started(transport, *args, **kwargs):
         connection = transport.sock
         if getattr(connection, "family", None) in (socket.AF_INET, socket.AF_INET6):  # not a ProxyCommand's pipe
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere the system's own times
+                patience = _IDLE_SECONDS + _PROBES * _PROBE_SECONDS
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _IDLE_SECONDS)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_SECONDS)
+                # what was sent and is not acknowledged: the kernel itself would repeat it for a quarter of an hour
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience * 1000)
         return start_client(transport, *args, **kwargs)
 
-    started.is_prompt = True
+    started.is_tuned = True
     return started
 
 
@@ -136,5 +151,5 @@ if "pyinfra_cli.cli" in sys.modules:
         pyinfra.api.operations.run_host_op = _contain(pyinfra.api.operations.run_host_op)
     if not hasattr(pyinfra_cli.util._parallel_load_hosts, "is_contained"):
         pyinfra_cli.util._parallel_load_hosts = _contain_planning(pyinfra_cli.util._parallel_load_hosts)
-    if not hasattr(paramiko.Transport.start_client, "is_prompt"):
-        paramiko.Transport.start_client = _send_at_once(paramiko.Transport.start_client)
+    if not hasattr(paramiko.Transport.start_client, "is_tuned"):
+        paramiko.Transport.start_client = _tune(paramiko.Transport.start_client)

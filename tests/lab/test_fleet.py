@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
 from tests.lab.provision import Run
-from tests.lab.state import run
+from tests.lab.state import run, wait_for
 
 # Files, a unit and its state: what a deploy does, small enough to see on three hosts in seconds.
 DEPLOY = """
@@ -96,6 +97,33 @@ def test_dead_host_is_reported_and_the_others_finish(clean: list[LabHost], provi
     dead.boot()
     assert done.rc != 0
     assert complaints(done, dead) != []
+    assert [is_provisioned(host) for host in clean] == [False, True, True]
+    assert complaints(done, clean[1]) == complaints(done, clean[2]) == []
+
+
+@pytest.mark.soak
+def test_host_that_dies_in_the_middle_is_reported_and_the_others_finish(
+    clean: list[LabHost], provision: Callable[..., Run]
+) -> None:
+    """Without a word, and while the run waits for a word of it."""
+    dying = clean[0]
+    waiting = f"touch /run/waiting; test $(hostname) != {dying.name} || sleep 3600"
+    text = f'from pyinfra.operations import server\nserver.shell("{waiting}", name="Wait")\n' + DEPLOY
+    dying.run("rm -f /run/waiting")
+
+    def pull_the_plug() -> None:
+        wait_for("the command", lambda: dying.exists("/run/waiting"), 60)
+        dying.kill()
+
+    plug = threading.Thread(target=pull_the_plug)
+    plug.start()
+    try:
+        done = provision(clean, text, timeout=240)
+    finally:
+        plug.join()
+        dying.boot()
+    assert done.rc != 0
+    assert complaints(done, dying) != []
     assert [is_provisioned(host) for host in clean] == [False, True, True]
     assert complaints(done, clean[1]) == complaints(done, clean[2]) == []
 
