@@ -16,7 +16,7 @@ from pyinfra import host, logger
 from pyinfra.api import DeployError, FactBase, OperationError, StringCommand, deploy, operation
 from pyinfra.context import ctx_state
 
-from deploys import current
+from deploys import current, mcbench_health
 from deploys.mcbench_store import buckets
 from facts.replicas import Replicas
 from operations import backup, certificate, cleanup, container, dpkg, nginx, replicas
@@ -56,6 +56,7 @@ def mcbench() -> None:
     if settings is None:
         return
     _ground(settings)
+    _health_page(settings)
     _services(settings)
     _images(settings)
     all_well(name="See that all hosts are ready for the migration")
@@ -205,6 +206,15 @@ def _ground(settings: Mcbench) -> None:
         container.volume(name("redis"), name="Make the volume of Redis")
     if "object" in for_data:
         container.volume(name("object"), name="Make the volume of the object store")
+
+
+def _health_page(settings: Mcbench) -> None:
+    """Early, so that it can be asked while the rest comes up."""
+    mcbench_health.health(
+        settings.components,
+        is_served=bool({"api", "admin"} & set(settings.roles)),
+        name="Have the command that says how well the components are",
+    )
 
 
 def environment(settings: Mcbench, component: str) -> Secret:
@@ -548,7 +558,23 @@ def locations(settings: Mcbench, component: str) -> list[Location]:
     if component == "admin-flower":
         return [everything]
     # Health is asked often and by many behind one address; it is cheap.
-    return [everything, replace(everything, path=settings.health_path, match="exact", rate_limit=None, websocket=False)]
+    health = replace(everything, path=settings.health_path, match="exact", rate_limit=None, websocket=False)
+    page = Location(
+        mcbench_health.PATH,
+        match="exact",
+        upstream=f"{name(component)}-page",
+        # each starts a Python on the host
+        rate_limit=RateLimit(5, 10),
+        networks=tuple(map(str, settings.health_networks)),
+    )
+    return [everything, health, page, replace(page, path=f"{page.path}.json")]
+
+
+def upstreams(component: str) -> list[Upstream]:
+    """Return what the locations of a site lead to."""
+    if component == "admin-flower":
+        return [upstream(component)]
+    return [upstream(component), Upstream(f"{name(component)}-page", (f"unix:{mcbench_health.SOCKET}",), keepalive=0)]
 
 
 def upstream(component: str) -> Upstream:
@@ -582,7 +608,7 @@ def _admin_api(settings: Mcbench) -> None:
             name("admin-api"),
             server_names=[settings.admin_domain or ""],
             certificate_directory=certificate.directory(name("admin")),
-            upstreams=[upstream("admin-api")],
+            upstreams=upstreams("admin-api"),
             locations=locations(settings, "admin-api"),
             hsts_seconds=settings.hsts_seconds,
             max_body_size=settings.max_request_body_size + _BODY_MARGIN,
@@ -612,7 +638,7 @@ def _api(settings: Mcbench) -> None:
             name("api"),
             server_names=settings.api_domains,
             certificate_directory=certificate.directory(name("api")),
-            upstreams=[upstream("api")],
+            upstreams=upstreams("api"),
             locations=locations(settings, "api"),
             hsts_seconds=settings.hsts_seconds,
             max_body_size=settings.max_request_body_size + _BODY_MARGIN,
@@ -649,7 +675,7 @@ def _flower(settings: Mcbench) -> None:
         name("admin-flower"),
         server_names=[settings.flower_domain or ""],
         certificate_directory=certificate.directory(name("admin")),
-        upstreams=[upstream("admin-flower")],
+        upstreams=upstreams("admin-flower"),
         locations=locations(settings, "admin-flower"),
         hsts_seconds=settings.hsts_seconds,
         name="Upload the site of Flower",

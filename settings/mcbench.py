@@ -446,6 +446,11 @@ class Mcbench(Section):
         description="how Flower starts, in the image of admin-worker unless `images` names another",
     )
     health_path: Path = Field("/health", description="path that answers 200 when api or admin-api is up")
+    health_networks: Many[Annotated[Network, AfterValidator(_narrow_network)]] = Field(
+        (),
+        description="networks that may read the host's health page, `/mcbench-health` and `/mcbench-health.json` on the sites of "
+        "api and admin-api; empty means only the host itself",
+    )
     max_request_body_size: Annotated[int, Field(ge=1024, le=10 * 1024**3)] = Field(
         100 * 1024**2, description="bytes; the largest upload"
     )
@@ -899,6 +904,11 @@ class Mcbench(Section):
             )
 
     @rule
+    def _health_page_is_in_nobodys_way(self) -> Iterator[Fault]:
+        if self.health_path in ("/mcbench-health", "/mcbench-health.json"):
+            yield Fault("health_path", "must not be the path of the host's health page", self.health_path)
+
+    @rule
     def _logs_go_somewhere(self) -> Iterator[Fault]:
         if self.ships_logs and not self.log_address:
             yield Fault("log_address", f"is required when mcbench_log_driver is {self.log_driver!r}", hint="write mcbench_log_address = 'udp://logs.internal:12201'")
@@ -966,8 +976,9 @@ class Mcbench(Section):
             found.append(Port(port=80, why="mcbench: ACME challenge and redirect to https"))
         if "api" in self.roles:
             found.append(Port(port=443, why="mcbench: https"))
-        elif "admin" in self.roles and self.admin_networks:
-            found.append(Port(port=443, sources=self.admin_networks, why="mcbench: admin https"))
+        elif "admin" in self.roles and (self.admin_networks or self.health_networks):
+            networks = tuple(dict.fromkeys((*self.admin_networks, *self.health_networks)))
+            found.append(Port(port=443, sources=networks, why="mcbench: admin https"))
         for service, number in self.service_ports.items():
             found.append(Port(port=number, sources=self.internal_networks, why=f"mcbench: {service}"))
         return tuple(found)

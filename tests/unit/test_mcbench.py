@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from deploys import mcbench as deploy
+from deploys import mcbench_health
 from operations import container, nginx
 from settings import Mcbench, Secret, SettingsError, load_fleet, load_host
 from settings.mcbench import COMPONENTS, GROUPS, OWN_VARIABLES, ROLES, SERVICES
@@ -582,6 +584,14 @@ BAD = {
         "mcbench_api_extra_domains: must hold no wildcard when certificate_challenge is 'http-01' on host box, "
         "got '*.example.org', write certificate_challenge = 'dns-01'",
     ),
+    "health page for everybody": (
+        API, {"mcbench_health_networks": ["0.0.0.0/0"]},
+        "mcbench_health_networks[0]: must not be the whole internet on host box, got '0.0.0.0/0', name the networks of the admins",
+    ),
+    "health path twice": (
+        API, {"mcbench_health_path": "/mcbench-health"},
+        "mcbench_health_path: must not be the path of the host's health page on host box, got '/mcbench-health'",
+    ),
     "no packets for containers": (
         API, {"base_sysctl": {"net.ipv4.ip_forward": "0"}},
         "base_sysctl.net.ipv4.ip_forward: must not be 0: containers need it on host box, got '0'",
@@ -816,11 +826,17 @@ def test_logs_go_to_the_collector():
 
 
 def test_admin_sites_are_for_declared_networks_and_the_api_for_all():
-    found = settings(admin_networks=["10.1.0.0/16"])
+    found = settings(admin_networks=["10.1.0.0/16"], health_networks=["10.2.0.0/16"])
     for component in ("admin-api", "admin-flower"):
-        assert all(each.allowed == ("127.0.0.1", "::1", "10.1.0.0/16") for each in deploy.locations(found, component))
-    everything, health = deploy.locations(found, "api")
+        own = [each for each in deploy.locations(found, component) if "/mcbench-health" not in each.path]
+        assert [each.allowed for each in own] == [("127.0.0.1", "::1", "10.1.0.0/16")] * len(own)
+    everything, health, *page = deploy.locations(found, "api")
     assert (everything.networks, health.networks) == (None, None)
+    assert {each.path: each.allowed for each in page} == {
+        "/mcbench-health": ("127.0.0.1", "::1", "10.2.0.0/16"),
+        "/mcbench-health.json": ("127.0.0.1", "::1", "10.2.0.0/16"),
+    }
+    assert deploy.locations(settings(), "api")[-1].allowed == ("127.0.0.1", "::1")
     assert (everything.websocket, everything.timeout_seconds) == (True, 300)
     assert everything.rate_limit is not None
     assert health.rate_limit is None
@@ -833,7 +849,7 @@ def test_site_is_one_that_nginx_takes(component):
     wanted = nginx.Site(
         server_names=("api.example.org",),
         locations=tuple(deploy.locations(found, component)),
-        upstreams=(deploy.upstream(component),),
+        upstreams=tuple(deploy.upstreams(component)),
     )
     assert nginx.site_faults(deploy.name(component), wanted) == []
 
@@ -845,3 +861,91 @@ def test_own_commands_may_ask_a_worker():
     )
     quiesce, busy = deploy.ask_worker(settings())
     assert (quiesce[-1], busy[-1]) == ("quiesce", "busy")
+
+
+# --- the health of a host ---------------------------------------------------------------------------------------------
+
+
+def its_container(component: str, state: str = "running", health: str = "healthy", release: str = "", **more: object) -> dict[str, object]:
+    labels = {"hostwright.container": f"mcbench-{component}", "hostwright.release": release}
+    if release:
+        labels |= {"hostwright.component": f"mcbench-{component}", "hostwright.container": f"mcbench-{component}-{release}-1"}
+    return {
+        "Name": f"/mcbench-{component}",
+        "State": {"Status": state, "Running": state == "running", "Health": {"Status": health}, "StartedAt": "2026-11-25T10:00:00.5Z"},
+        "Config": {"Image": f"registry/mc-bench-{component}:1", "Labels": labels},
+        "RestartCount": 2,
+        **more,
+    }
+
+
+@pytest.fixture
+def health(tmp_path, monkeypatch):
+    """The program of a host with PostgreSQL and two workers of release ``new``, and what its engine says."""
+    module = types.ModuleType("mcbench_health")
+    exec(compile(mcbench_health.program_text(), "mcbench-health", "exec"), module.__dict__)
+    (tmp_path / "config.json").write_text(mcbench_health.config_text("box", ("postgres", "worker")))
+    (tmp_path / "mcbench-worker").mkdir()
+    (tmp_path / "mcbench-worker" / "current.json").write_text('{"release": "new", "count": 2}')
+    monkeypatch.setitem(module.__dict__, "CONFIG", str(tmp_path / "config.json"))
+    monkeypatch.setitem(module.__dict__, "STORE", str(tmp_path))
+
+    def look(*there: dict[str, object]) -> dict[str, object]:
+        monkeypatch.setitem(module.__dict__, "containers", lambda label: list(there))
+        found = module.__dict__["host_health"]()
+        return {**found, "status": module.__dict__["status_of"](found), "page": module.__dict__["page"](found)}
+
+    look.module = module
+    return look
+
+
+def test_host_is_well_when_all_of_the_release_that_serves_are(health):
+    workers = [its_container("worker", release="new"), its_container("worker", release="new")]
+    found = health(its_container("postgres"), *workers, its_container("worker", "exited", "", release="old"))
+    assert (found["well"], found["status"]) == (True, 0)
+    assert "worker         well     2 of 2  release new\n" in found["page"]
+    assert "mcbench-postgres  registry/mc-bench-postgres:1  running and healthy  2 restarts, since 2026-11-25T10:00:00Z" in found["page"]
+
+
+@pytest.mark.parametrize(
+    ("there", "unwell"),
+    [
+        ([its_container("postgres"), its_container("worker", release="new")], "worker"),
+        ([its_container("postgres"), *[its_container("worker", release="old")] * 2], "worker"),
+        ([its_container("postgres", health="unhealthy"), *[its_container("worker", release="new")] * 2], "postgres"),
+        ([its_container("postgres", "exited", ""), *[its_container("worker", release="new")] * 2], "postgres"),
+        ([its_container("worker", release="new")] * 2, "postgres"),
+    ],
+)
+def test_host_is_not_well_when_one_component_is_not(health, there, unwell):
+    found = health(*there)
+    assert (found["well"], found["status"]) == (False, 1)
+    assert [one["component"] for one in found["components"] if not one["well"]] == [unwell]
+    assert "NOT WELL" in found["page"].splitlines()[0]
+
+
+def test_host_whose_engine_is_silent_is_not_well(health):
+    def silent(label):
+        raise health.module.__dict__["EngineError"]("no Docker engine answers on this host: gone")
+
+    health.module.__dict__["containers"] = silent
+    found = health.module.__dict__["host_health"]()
+    assert (found["well"], health.module.__dict__["status_of"](found)) == (False, 2)
+    assert "no Docker engine answers" in health.module.__dict__["page"](found)
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/mcbench-health", "text/plain"), ("/mcbench-health.json?x=1", "application/json")])
+def test_page_is_answered_over_a_socket(tmp_path, path, kind):
+    """The real program, without an engine: it says so, and that is 503."""
+    program, config = tmp_path / "mcbench-health", tmp_path / "config.json"
+    config.write_text(mcbench_health.config_text("box", ("postgres",)))
+    program.write_text(mcbench_health.program_text().replace(mcbench_health.CONFIG, str(config)))
+    done = subprocess.run(
+        [sys.executable, "-I", str(program), "--http"], input=f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n", text=True,
+        capture_output=True, env={"DOCKER_HOST": "unix:///nonexistent"}, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    head, _, body = done.stdout.partition("\n\n")
+    assert head.startswith("HTTP/1.0 503 ")
+    assert f"Content-Type: {kind}" in head
+    assert "no Docker engine answers" in body

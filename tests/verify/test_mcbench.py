@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deploys.mcbench import FLOWER_PORT, JOBS, NETWORK, SOCKET, name, published_service
+from deploys.mcbench_health import PATH, PROGRAM
 from settings import Host, Mcbench, Secret
 from settings.mcbench import SERVICES, WEB, WORKERS
 from tests.verify.conftest import Machine
@@ -45,11 +46,16 @@ def _status(domain: str, path: str, *, outside: bool = False) -> str:
     return f'curl -sk -m 10 -o /dev/null -w "%{{http_code}}\\n" --resolve "{domain}:443:{to}" {url}; '
 
 
-def _health(settings: Host) -> str:
-    found = _mcbench(settings)
+def _health_domains(found: Mcbench) -> list[str]:
+    """The first name of each site that has an API behind it."""
     domains = [found.api_domain] if "api" in found.roles else []
     domains += [found.admin_domain] if "admin" in found.roles else []
-    return "".join(_status(domain, found.health_path) for domain in domains if domain)
+    return [domain for domain in domains if domain]
+
+
+def _health(settings: Host) -> str:
+    found = _mcbench(settings)
+    return "".join(_status(domain, found.health_path) for domain in _health_domains(found))
 
 
 def _admin_from_outside(settings: Host) -> str:
@@ -61,6 +67,15 @@ def _admin_from_outside(settings: Host) -> str:
 def _flower(settings: Host) -> str:
     found = _mcbench(settings)
     return _status(found.flower_domain or "", "/") if "admin-flower" in found.components else ""
+
+
+def _page(settings: Host) -> str:
+    """The host's health page on its first web site: asked by the host itself, and from its outer address."""
+    domains = _health_domains(_mcbench(settings))
+    if not domains:
+        return ""
+    asked = (_status(domains[0], f"{PATH}{ending}") for ending in ("", ".json"))
+    return "".join(asked) + "hostname -I | cut -d' ' -f1; " + _status(domains[0], PATH, outside=True)
 
 
 def _redis(settings: Host) -> str:
@@ -77,6 +92,8 @@ def _images(settings: Host) -> str:
 EVIDENCE = {
     "mcbench-containers": _INSPECT,
     "mcbench-health": _health,
+    "mcbench-host-health": f"{PROGRAM} --json | tr -d '\\n'; echo",
+    "mcbench-health-page": _page,
     "mcbench-admin-from-outside": _admin_from_outside,
     "mcbench-flower": _flower,
     "mcbench-redis": _redis,
@@ -174,6 +191,22 @@ def test_containers_are_published_on_loopback_or_to_the_fleet(machine: Machine) 
             else:
                 meant = published_service(settings, component) if component in SERVICES else ()
                 assert ports == {(each.address, each.port) for each in meant}, one["name"]
+
+
+def test_host_says_that_all_of_its_components_are_well(machine: Machine) -> None:
+    found = json.loads(machine.lines("mcbench-host-health")[-1])
+    assert [one["component"] for one in found["components"] if not one["well"]] == []
+    assert [one["component"] for one in found["components"]] == list(_mcbench(machine.settings).components)
+    assert found["well"]
+
+
+def test_health_page_is_for_declared_networks(machine: Machine) -> None:
+    if not machine.output("mcbench-health-page").text:
+        pytest.skip(f"{machine.target.name} has no API")
+    page, as_json, address, outside = machine.lines("mcbench-health-page")
+    assert (page, as_json) == ("200", "200")
+    declared = any(ipaddress.ip_address(address) in ipaddress.ip_network(each) for each in _mcbench(machine.settings).health_networks)
+    assert outside == ("200" if declared else "403")
 
 
 def test_sites_answer_their_health_path(machine: Machine) -> None:
