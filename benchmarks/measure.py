@@ -88,7 +88,7 @@ class Bench:
         self._floor: Floor | None = None
         self._about: dict[str, Any] = {
             "date": datetime.date.today().isoformat(),
-            "machine": _machine(),
+            "machine": machine(),
             "pyinfra": version("pyinfra"),
             "layer": hosts.hosts[0].plan.layer,
             "seed": seed,
@@ -260,7 +260,7 @@ def _rendered(directory: str) -> list[str]:
     return sorted(f"/{file.relative_to(RENDERED)}" for file in (RENDERED / directory.lstrip("/")).rglob("*") if file.is_file())
 
 
-def _machine() -> str:
+def machine() -> str:
     model = next(
         (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),

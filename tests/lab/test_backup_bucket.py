@@ -83,7 +83,7 @@ def start_server(host, image: str) -> S3:
     return s3
 
 
-def deploy(minimum: object = {"objects": 10}, **server: object) -> str:  # noqa: B006 - is not changed
+def deploy(minimum: object = {"objects": 10}, **server: object) -> str:
     return textwrap.dedent(f"""\
         import os
         from operations import backup
