@@ -367,13 +367,16 @@ def daemon(options: Mapping[str, Any], start_seconds: int = 90) -> Generator[Str
         )
     content = text(wanted)
     chosen = action(state, wanted)
-    if (
+    do_keep = (
         chosen == "restart"
         and wanted.get("live-restore")
         and state.active == "active"
         and state.daemon_sha256 != hashlib.sha256(content.encode()).hexdigest()
-    ):
-        yield script.python("engine/keep.py", "engine/before_restart.py", values={"daemon_json": DAEMON_JSON})
+    )
+    if do_keep:
+        yield script.python(
+            "engine/keep.py", "engine/detour.py", "engine/before_restart.py", values={"daemon_json": DAEMON_JSON}
+        )
     yield from fileset.files._inner(
         entries=[File(DAEMON_JSON, content)],
         validate=_VALIDATE if number(state.version) >= (23,) else None,
@@ -383,3 +386,5 @@ def daemon(options: Mapping[str, Any], start_seconds: int = 90) -> Generator[Str
         probe=probe(wanted),
         probe_seconds=start_seconds,
     )
+    if do_keep:
+        yield script.python("engine/detour.py", "engine/after_restart.py", values={})

@@ -380,7 +380,8 @@ def test_bad_settings_and_what_is_said(case):
     [
         ("engine/openpgp.py", "engine/sources.py", "engine/keep.py", "engine/install.py"),
         ("engine/openpgp.py", "engine/sources.py", "engine/state.py"),
-        ("engine/keep.py", "engine/before_restart.py"),
+        ("engine/keep.py", "engine/detour.py", "engine/before_restart.py"),
+        ("engine/detour.py", "engine/after_restart.py"),
         ("registry/accounts.py", "registry/state.py"),
         ("registry/accounts.py", "registry/login.py"),
     ],
@@ -391,3 +392,35 @@ def test_programs_that_run_as_one_share_no_name(programs):
         tree = ast.parse((ROOT / "files" / program).read_text())
         found += [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert len(found) == len(set(found)), sorted(found)
+
+
+def test_nginx_is_led_past_the_proxies_and_back(tmp_path, monkeypatch):
+    """Only what is published on loopback, names a container that answers, and stands in an upstream."""
+    detour = runpy.run_path(str(ROOT / "files/engine/detour.py"))
+    names = detour["lead_back"].__globals__
+    shop, other = tmp_path / "shop.conf", tmp_path / "other.conf"
+    was = "upstream shop {\n    server 127.0.0.1:18000;\n    server 127.0.0.1:18001 backup;\n}\n"
+    shop.write_text(was)
+    other.write_text("upstream other {\n    server 127.0.0.1:8000;\n}\n")
+    served: list[dict[str, str]] = []
+
+    def serve(texts: dict[str, str]) -> None:
+        served.append(texts)
+        for path, content in texts.items():
+            Path(path).write_text(content)
+
+    for key, value in {
+        "_UPSTREAMS": str(tmp_path / "*.conf"), "_SERVES": str(shop), "_KEPT": str(tmp_path / "kept.json"), "_SECONDS": 0,
+        "_said": lambda *command: "active" if command[0] == "systemctl" else "",
+        "_addresses": lambda: {"18000": "172.18.0.5:8000", "18001": "172.18.0.6:8000", "5555": "172.18.0.9:5555"},
+        "_answers": lambda address: address != "172.18.0.6:8000", "_serve": serve,
+    }.items():  # fmt: skip
+        monkeypatch.setitem(names, key, value)
+    detour["lead_past_the_proxies"]()
+    assert served == [{str(shop): was.replace("127.0.0.1:18000", "172.18.0.5:8000")}]
+    assert (tmp_path / "kept.json").exists()
+    detour["lead_back"]()
+    assert shop.read_text() == was
+    assert not (tmp_path / "kept.json").exists()
+    detour["lead_back"]()
+    assert len(served) == 2
