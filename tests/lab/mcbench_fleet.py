@@ -45,21 +45,22 @@ WORKERS = {"worker", "admin-worker", "render-worker", "server-worker"}
 
 
 class Fleet:
-    """Three hosts: ``front`` (databases, APIs, scheduler), ``back`` (workers), ``games``.
+    """Three hosts: ``front`` (databases, APIs, scheduler), ``back`` (workers), ``games``; or one that is all of them.
 
     + more: further host data of all of them, flat keys, laid over what ``data`` has
     + roles: hosts of each group; a test may change it
     """
 
-    def __init__(self, lab: Lab, layer: str = "docker", release: str = "bookworm") -> None:
-        names = [f"t-mcbench-{layer}-{part}" for part in ("front", "back", "games")]
+    def __init__(self, lab: Lab, layer: str = "docker", release: str = "bookworm", one_host: bool = False) -> None:
+        names = [f"t-mcbench-{layer}-{part}" for part in (("all",) if one_host else ("front", "back", "games"))]
         self.registry: Registry = lab.registry()
-        self.front, self.back, self.games = self.hosts = lab.boot_all(*((name, release, layer) for name in names))
+        self.hosts: list[LabHost] = lab.boot_all(*((name, release, layer) for name in names))
+        self.front, self.back, self.games = self.hosts * 3 if one_host else self.hosts
         self.more: dict[str, object] = {}
-        front, back, games = self.hosts
+        front, back, games = self.front, self.back, self.games
         self.roles: dict[str, list[LabHost]] = {
-            "lab": [front, back, games],
-            "mcbench": [front, back, games],
+            "lab": self.hosts,
+            "mcbench": self.hosts,
             "mcbench_infra": [front],
             "mcbench_api": [front],
             "mcbench_admin": [front],
@@ -99,6 +100,7 @@ class Fleet:
             "postgres_host": address,
             "redis_host": address,
             "object_store_dsn": f"{address}:9000",
+            "server_shares_host": len(self.hosts) == 1,
             "api_domain": API,
             "admin_domain": ADMIN,
             "flower_domain": FLOWER,
@@ -136,7 +138,7 @@ class Fleet:
         return {
             "data": {**self.data(**settings), **self.more},
             "groups": self.roles,
-            "host_data": {self.front.name: {"mcbench_internal_address": self.front.address}},
+            "host_data": {self.front.name: {"mcbench_internal_address": self.front.address}} if len(self.hosts) > 1 else {},
         }
 
     def run(
@@ -174,9 +176,11 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet_of(lab: Lab, layer: str = "docker", release: str = "bookworm") -> Iterator[Fleet]:
+def fleet_of(
+    lab: Lab, layer: str = "docker", release: str = "bookworm", one_host: bool = False
+) -> Iterator[Fleet]:
     """Give a fleet of fresh hosts, and remove it at the end."""
-    made = Fleet(lab, layer, release)
+    made = Fleet(lab, layer, release, one_host)
     try:
         yield made
     finally:

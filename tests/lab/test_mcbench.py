@@ -150,6 +150,35 @@ def test_failed_migration_stops_everything_everywhere(fleet: Fleet, stranger: La
 
 
 @pytest.mark.soak
+def test_what_an_operator_types_by_hand(fleet: Fleet) -> None:
+    assert fleet.run().ok
+    fleet.put("v1.1.0")
+    before = {name: one["id"] for name, one in fleet.containers().items()}
+
+    said = fleet.type("deploys.mcbench.status")
+    assert said.returncode == 0, said.stdout
+    for component in ("postgres: running, healthy", "scheduler: running", "api: release ", "server-worker: release "):
+        assert component in said.stdout, said.stdout
+
+    revision = 'docker exec mcbench-postgres psql -tA -U user -d mc_bench -c "SELECT version_num FROM alembic_version"'
+    assert fleet.front.run(revision).stdout == "0001\n"
+    for changed in (True, False):
+        said = fleet.type("deploys.mcbench.migrate", version="v1.1.0")
+        assert said.returncode == 0, said.stdout
+        assert ("Migrate the database" in said.stdout, fleet.front.run(revision).stdout) == (True, "0002\n"), changed
+    assert {name: one["id"] for name, one in fleet.containers().items()} == before
+
+    for words, complaint in (
+        (("component=postgres", "count=2"), "component must be one of api, admin-api, worker"),
+        (("component=worker", "count=0"), "count must be 1 to 64, got 0"),
+    ):
+        said = fleet.type("deploys.mcbench.scale", *words)
+        assert said.returncode != 0
+        assert complaint in said.stdout, said.stdout
+    assert {name: one["id"] for name, one in fleet.containers().items()} == before
+
+
+@pytest.mark.soak
 def test_more_and_fewer_workers_lose_no_task(fleet: Fleet, stranger: LabHost) -> None:
     assert fleet.run().ok
     workers = "docker ps -q --filter label=hostwright.component=mcbench-worker | wc -l"
