@@ -119,8 +119,9 @@ class _Load:
         self.report.seconds = round(time.monotonic() - self._begin, 2)
         if running:
             await asyncio.wait(running)
-        windows = range(max(1, int(self.report.seconds) - _WINDOW))
-        self.report.lowest = min(sum(self._answered[at + second] for second in range(_WINDOW)) / _WINDOW for at in windows)
+        window = min(_WINDOW, max(1, int(self.report.seconds)))
+        windows = range(int(self.report.seconds) - window + 1)
+        self.report.lowest = min(sum(self._answered[at + second] for second in range(window)) / window for at in windows)
         return self.report
 
     def _kind(self, number: int) -> str:
