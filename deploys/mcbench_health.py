@@ -9,7 +9,7 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 
 from operations import fileset, script, template, unit
-from operations.fileset import Absent, Directory, File
+from operations.fileset import Absent, Directory, Entry, File
 from settings.mcbench import WEB, WORKERS
 
 PROGRAM = "/usr/local/bin/mcbench-health"
@@ -41,7 +41,7 @@ def health(components: Sequence[str], is_served: bool) -> Generator[StringComman
     + components: that are to run there
     + is_served: whether nginx has the page; then a socket is there that starts the command for each request
     """
-    command = [
+    command: list[Entry] = [
         Directory("/etc/hostwright", mode="0755"),
         File(PROGRAM, program_text(), mode="0755"),
         File(CONFIG, config_text(host.name, components)),
