@@ -85,12 +85,9 @@ def _docker(name: str, value: str) -> str:
 
 
 def _compose(name: str, value: str) -> str:
-    """Single quotes keep $ and \\ as they are; there is no way to write a single quote inside them."""
-    if "'" not in value:
-        return f"'{value}'"
-    return (
-        '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("\n", "\\n") + '"'
-    )
+    """Double quotes, in which everything has its escape. In single quotes nothing says a backslash before a quote."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$").replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 _QUOTERS: dict[str, Callable[[str, str], str]] = {

@@ -84,8 +84,8 @@ READERS = {"systemd": read_by_systemd, "shell": read_by_shell, "supervisor": rea
 @pytest.fixture(scope="module")
 def engine(lab):
     """A host with Docker and Compose, and the image of a shell."""
+    registry = lab.registry()  # before the host, which then knows its name
     host = lab.host("t-env-docker", release="trixie", layer="docker")
-    registry = lab.registry()
     registry.admit(host)
     image = registry.image("busybox")
     host.run(f"docker pull -q {image}")

@@ -15,7 +15,7 @@ from settings.secret import Secret
         ("shell", "A='x'\nB='$y \"z\" 5%'\n"),
         ("supervisor", """A="x",B='$y "z" 5%%'"""),
         ("docker", 'A=x\nB=$y "z" 5%\n'),
-        ("compose", "A='x'\nB='$y \"z\" 5%'\n"),
+        ("compose", 'A="x"\nB="\\$y \\"z\\" 5%"\n'),
     ],
 )
 def test_each_consumer_has_its_own_quotes(consumer, text):
