@@ -93,6 +93,24 @@ def _web_faults(count: Any, upstream: Any, container_port: Any, ports: Any, heal
     return found
 
 
+def _alias_faults(spec: Any, ports: Any) -> list[str]:
+    """An alias goes from one instance to another only by taking each off the network for a moment."""
+    if not isinstance(spec, Spec) or not _aliases(spec):
+        return []
+    found = []
+    if ports:
+        found.append("spec.networks: aliases and ports exclude each other: clients come by the one or by the other")
+    if not spec.health:
+        found.append("spec.health is needed with aliases: only an instance that is well gets them")
+    if any(spec.hostname in aliases for aliases in _aliases(spec).values()):
+        found.append(f"spec.hostname must not be an alias: an instance has it before it is well, got {spec.hostname!r}")
+    return found
+
+
+def _aliases(spec: Spec) -> dict[str, list[str]]:
+    return {network.name: sorted(set(network.aliases)) for network in spec.networks if network.aliases}
+
+
 def _wanted(component: str, spec: Spec, count: int, kind: str, **settings: Any) -> dict[str, Any]:
     """Return what ``files/replicas`` calls wanted: all but the spec itself, nothing of it secret."""
     return {
@@ -217,7 +235,8 @@ def rollout(
     Serve a component by so many containers of exactly this spec, without a failed request on the way to it.
 
     + component: its name; containers are ``COMPONENT-blue-1`` …
-    + spec: see ``operations.container.Spec``; ``publish`` stays empty, and the image is best named by version or digest
+    + spec: see ``operations.container.Spec``; ``publish`` stays empty, and the image is best named by version or digest.
+      Aliases on its networks lead to healthy instances of one release alone; they need ``health`` and exclude ``ports``
     + count: how many on this host. Another number alone starts or ends only the difference
     + upstream: the ``nginx.Upstream`` with ``switched=True`` that leads to them; empty when nobody proxies them
     + container_port: where the process listens in its container
@@ -264,6 +283,7 @@ def rollout(
         *_name_faults(component),
         *_spec_faults(component, spec),
         *_web_faults(count, upstream, container_port, ports, health_path, probe),
+        *_alias_faults(spec, ports),
         *_number_faults(
             probe_seconds=(probe_seconds, 1),
             start_seconds=(start_seconds, 1),
@@ -291,6 +311,7 @@ def rollout(
         settle_seconds=settle_seconds,
         drain_seconds=drain_seconds,
         keep=keep,
+        **({"aliases": _aliases(spec)} if _aliases(spec) else {}),
     )
     yield from _converge(
         component, spec, wanted, after, migrate=list(migrate), migrate_seconds=migrate_seconds

@@ -27,6 +27,7 @@ class Instances:
         self.component, self.wanted, self.spec, self.image_id = component, wanted, spec, image_id
         self.release = wanted["spec_hash"][:12]
         self.is_worker = wanted["kind"] == "workers"
+        self.aliases = wanted.get("aliases", {})
 
     def name(self, color, number):
         return f"{self.component.name}-{self.release if self.is_worker else color}-{number}"
@@ -38,6 +39,9 @@ class Instances:
         """Make one instance."""
         name = self.name(color, number)
         spec = dict(self.spec, image=self.pinned())
+        if self.aliases:
+            # It has no name of the component before it is well.
+            spec["networks"] = without_aliases(spec)
         published = [
             {"port": port, "container_port": self.wanted["container_port"], "address": "127.0.0.1", "proto": "tcp"}
             for port in self.ports(color, [number])
@@ -68,6 +72,15 @@ class Instances:
         """The image's name while it means the release's image, else that image's id: a tag may have moved since."""
         here = inspect("image", [self.spec["image"]]).get(self.spec["image"])
         return self.spec["image"] if here and here["Id"] == self.image_id else self.image_id
+
+    def take_aliases(self, names):
+        """Have the healthy ones found under the component's aliases as well, and see that they stay healthy."""
+        if not self.aliases:
+            return
+        for name in names:
+            hold(name, self.aliases)
+        if names:
+            self.prove(names, adopted=names)
 
     def prove(self, names, adopted=()):
         """
@@ -183,6 +196,7 @@ class Change:
                     instances.start(color, number)
             if names:
                 instances.prove(names, adopted=kept)
+            instances.take_aliases(names)
             if self.nginx:
                 self.lead_to(instances.ports(color, self.numbers), [one for one in found if one not in bad])
         except EngineError as error:
@@ -284,8 +298,10 @@ class Change:
         mine = self.mine(found)
         bad = [one for one in mine if str(one["instance"]) in needs["replace"]]
         good = [one for one in mine if one not in bad]
+        instances = Instances(component, self.wanted, self.spec, self.image() if needs["replace"] else "")
+        if needs["aliases"]:
+            instances.take_aliases([one["name"] for one in good])
         if needs["replace"]:
-            instances = Instances(component, self.wanted, self.spec, self.image())
             faults = missing(self.spec)
             if faults:
                 fail("; ".join(faults))
@@ -298,6 +314,7 @@ class Change:
                     names.append(instances.name(color, number))
                     instances.start(color, number)
                 instances.prove(names)
+                instances.take_aliases(names)
             except EngineError as error:
                 self.retire([one for one in component.containers() if one["name"] in names])
                 fail(f"{len(good)} of {len(self.numbers)} instances serve: {error}")
@@ -363,9 +380,21 @@ class Change:
         ports = [one["port"] for one in running if one["color"] and one["port"]]
         if self.nginx and ports:
             self.nginx.drain(ports, self.wanted["drain_seconds"])
+        self.let_go_of_aliases([one for one in running if one["color"]])
         stop_all(one["name"] for one in running)
         for one in found:
             remove(one["name"])
+
+
+    def let_go_of_aliases(self, running):
+        """Nobody finds them any more; whoever has already found them is waited for."""
+        holders = [one for one in running if any(one["aliases"].values())]
+        for one in holders:
+            hold(one["name"], {network: [] for network, aliases in one["aliases"].items() if aliases})
+        # A run killed here has taken the aliases away, and not waited.
+        leaving = running if self.wanted.get("aliases") else holders
+        if leaving:
+            drain_inside([one["name"] for one in leaving], self.wanted["drain_seconds"])
 
 
 def stop_all(names):

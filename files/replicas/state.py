@@ -183,10 +183,11 @@ class Component:
         + switch: why another release, or the same one on the other colour, has to take over
         + replace: instance number to why it has to be made (anew)
         + retire: names of containers that are too many
+        + aliases: which instances do not have their names on a network
         + upstream: what is wrong with nginx's side
         + record: what is wrong with the store
         """
-        needs = {"switch": "", "replace": {}, "retire": [], "upstream": "", "record": ""}
+        needs = {"switch": "", "replace": {}, "retire": [], "aliases": [], "upstream": "", "record": ""}
         current = self.current()
         if not current:
             needs["switch"] = "nothing serves yet"
@@ -201,7 +202,6 @@ class Component:
 
         color = current["color"]
         mine = [one for one in containers if one["color"] == color and one["release"] == current["release"]]
-        good = 0
         for number in range(1, wanted["count"] + 1):
             of_number = [one for one in mine if one["instance"] == number]
             if not of_number:
@@ -210,8 +210,12 @@ class Component:
             fault = self.fault(of_number[0], wanted, color)
             if fault:
                 needs["replace"][str(number)] = fault
-            else:
-                good += 1
+                continue
+            needs["aliases"] += [
+                "{} is not {} on network {}".format(of_number[0]["name"], " and ".join(aliases), network)
+                for network, aliases in wanted.get("aliases", {}).items()
+                if of_number[0]["aliases"].get(network) != sorted(aliases)
+            ]
         needs["retire"] = [
             one["name"] for one in containers if one not in mine or one["instance"] not in range(1, wanted["count"] + 1)
         ]
@@ -237,6 +241,13 @@ class Component:
         return ""
 
 
+def aliases_of(container):
+    """Return {network: aliases} of all networks that a container is on, without the names that the engine gives it itself."""
+    own = {container["Id"][:12], container["Config"].get("Hostname") or ""}
+    networks = container["NetworkSettings"].get("Networks") or {}
+    return {name: sorted(set((found or {}).get("Aliases") or []) - own) for name, found in networks.items()}
+
+
 def described(container):
     """The few things that matter of what the engine tells of a container."""
     container_port, port = 0, 0
@@ -259,6 +270,7 @@ def described(container):
         "health": health_of(container),
         "port": port,
         "container_port": container_port,
+        "aliases": aliases_of(container),
     }
 
 
@@ -291,4 +303,5 @@ def reasons(needs):
     said = [needs["switch"]] if needs["switch"] else []
     said += [f"instance {number} {why}" for number, why in sorted(needs["replace"].items())]
     said += [f"{name} is one too many" for name in needs["retire"]]
+    said += needs["aliases"]
     return said + [needs[key] for key in ("upstream", "record") if needs[key]]

@@ -101,7 +101,7 @@ def run_job(component, job, spec, seconds):
             "hostwright.release": spec_hash[:12],
             "hostwright.image": image["Id"],
         }
-        make(name, dict(spec, restart="no", publish=[], health=None), labels)
+        make(name, dict(spec, restart="no", publish=[], health=None, networks=without_aliases(spec)), labels)
         await_end(name, seconds)
     state = inspect("container", [name])[name]["State"]
     if state["ExitCode"] != 0:
@@ -128,6 +128,105 @@ def await_end(name, seconds):
         stop(name)
         remove(name)
         fail(f"{name}: {error}; it printed:\n{words}")
+
+
+def without_aliases(spec):
+    """The networks of a spec for what nobody shall find there."""
+    return [dict(one, aliases=[]) for one in spec["networks"]]
+
+
+# --- aliases ------------------------------------------------------------------------------------------------------
+
+QUIET_SECONDS = 2
+
+# Give the calling network namespace a further address on the interface that has the second one, and tell everybody there.
+KEEP_ADDRESS = r"""
+import socket, subprocess, sys
+address, beside = sys.argv[1:]
+device = subprocess.check_output(["ip", "-o", "addr", "show", "to", beside], text=True).split()[1].partition("@")[0]
+subprocess.check_call(["ip", "addr", "add", address + "/32", "dev", device])
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+wire.bind((device, 0x806))
+mac, ip = wire.getsockname()[4], socket.inet_aton(address)
+wire.send(b"\xff" * 6 + mac + b"\x08\x06" + b"\0\1\x08\0\6\4\0\1" + mac + ip + b"\0" * 6 + ip)
+"""
+
+
+def hold(name, wanted):
+    """Let a running container have exactly these aliases, {network: aliases}; on its other networks nothing changes."""
+    found = inspect("container", [name]).get(name) or fail(f"{name} has been removed")
+    there = aliases_of(found)
+    for network, aliases in sorted(wanted.items()):
+        if there.get(network) != sorted(aliases):
+            join_anew(found, network, aliases)
+
+
+def join_anew(container, network, aliases):
+    """
+    Put a container on a network under other aliases: the engine can change them in no other way.
+
+    It comes back within a moment with the address it had, so that what is open to it goes on: what was sent meanwhile is
+    sent again. Where the engine gives it another address, one that is to have no alias any more, and so will soon be gone,
+    keeps its old one besides.
+    """
+    name = name_of(container)
+    before = (container["NetworkSettings"].get("Networks") or {}).get(network)
+    ways = [[]]
+    if before:
+        four, six = before.get("IPAddress"), before.get("GlobalIPv6Address")
+        six = ["--ip6", six] if six else []
+        # Refused at once for a network whose subnet the engine has chosen.
+        ways = [["--ip", four, *six] if four else six, six, []]
+        docker("network", "disconnect", network, name)
+    words = [word for alias in aliases for word in ("--alias", alias)]
+    for way in ways:
+        try:
+            docker("network", "connect", *words, *way, network, name)
+            break
+        except EngineError:
+            if not way:
+                raise
+    if before and not aliases:
+        now = inspect("container", [name])[name]
+        address = now["NetworkSettings"]["Networks"][network]["IPAddress"]
+        if is_running(now) and address != before["IPAddress"]:
+            is_kept, said = ask_system(
+                "nsenter", "-t", str(now["State"]["Pid"]), "-n", sys.executable, "-c", KEEP_ADDRESS, before["IPAddress"], address
+            )
+            if not is_kept:
+                say(f"{name} has another address on {network}, and what was open to the old one is cut: {said[-500:]}")
+
+
+def open_inside(container):
+    """Return how many connections are open to what a container listens on, those from itself apart."""
+    sockets = []
+    for kind in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), open("/proc/{}/net/{}".format(container["State"]["Pid"], kind)) as file:
+            sockets += [line.split()[1:4] for line in list(file)[1:]]
+    listening = {local.rpartition(":")[2] for local, _, state in sockets if state == "0A"}
+    # 127.x.x.x, also mapped into IPv6, and ::1
+    is_own = re.compile(r"(0{16}FFFF0000)?[0-9A-F]{6}7F|0{24}01000000").fullmatch
+    count = 0
+    for local, _, state in sockets:
+        address, _, port = local.rpartition(":")
+        count += state in ("01", "03") and port in listening and not is_own(address)
+    return count
+
+
+def drain_inside(names, seconds):
+    """
+    Wait until nobody has a connection to these, at most so long.
+
+    Who has asked for the address just before the alias was gone comes a moment later.
+    """
+    end = time.monotonic() + seconds
+    quiet_since = time.monotonic()
+    while time.monotonic() < end:
+        if any(open_inside(one) for one in inspect("container", names).values() if is_running(one)):
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since >= QUIET_SECONDS:
+            return
+        time.sleep(0.1)
 
 
 # --- nginx --------------------------------------------------------------------------------------------------------

@@ -819,6 +819,247 @@ def test_killed_anywhere_one_more_run_converges(host, served, tmp_path, number):
         assert host.run("ls /etc/hostwright/containers", check=False).stdout == "", at
 
 
+# --- an alias ---------------------------------------------------------------------------------------------------------
+
+# A client on the network. It asks for the alias each time; every request without a complete, right answer is a failure.
+CLIENT = r"""
+import collections, hashlib, http.client, json, os, random, threading, time
+done, failures, answers = collections.Counter(), [], []
+def exchange(method, body=None):
+    one = http.client.HTTPConnection("lantern", 8000, timeout=20)
+    one.putrequest(method, "/")
+    one.putheader("Content-Length", str(sum(map(len, body or []))))
+    one.endheaders()
+    for piece in body or []:
+        one.send(piece)
+        time.sleep(0.2)
+    answer = one.getresponse()
+    text = answer.read().decode()
+    one.close()
+    assert answer.status == 200, answer.status
+    return text
+def get():
+    text = exchange("GET")
+    if text not in answers:
+        answers.append(text)
+    time.sleep(0.02)
+def upload():
+    pieces = [random.randbytes(2000) for _ in range(5)]
+    assert exchange("POST", pieces) == hashlib.sha256(b"".join(pieces)).hexdigest()
+def repeat(kind):
+    while not os.path.exists("/out/stop"):
+        try:
+            kind()
+            done[kind.__name__] += 1
+        except (OSError, http.client.HTTPException, AssertionError) as error:
+            failures.append(f"{time.time():.2f} {kind.__name__}: {type(error).__name__}: {error}")
+            time.sleep(0.2)
+threads = [threading.Thread(target=repeat, args=(kind,)) for kind in (get, get, get, upload, upload)]
+for thread in threads:
+    thread.start()
+while any(thread.is_alive() for thread in threads):
+    with open("/out/new", "w") as file:
+        json.dump({"done": dict(done), "failures": failures, "answers": answers}, file)
+    os.rename("/out/new", "/out/report")
+    time.sleep(0.2)
+with open("/out/report", "w") as file:
+    json.dump({"done": dict(done), "failures": failures, "answers": answers}, file)
+"""
+
+HEALTHY = (
+    "python3", "-I", "-S", "-c",
+    "import socket; s = socket.create_connection(('127.0.0.1', 8000)); "
+    "s.send(b'GET /health HTTP/1.0' + bytes((13, 10, 13, 10))); raise SystemExit(b' 200 ' not in s.recv(99))",
+)  # fmt: skip
+
+
+def lantern_text(version: int = 1, lamp: str = "one", mode: str = "ok", count: int = 2, **arguments: Any) -> str:
+    networks = "Network('oil'), Network('street', aliases=('lantern',))"
+    spec = spec_text(version, lamp, mode).replace(
+        "Spec(", f"Spec(networks=({networks}), health=Health({HEALTHY!r}, 1, 5, 3, 20), ", 1
+    )
+    given = {"count": count, "start_seconds": 60, "settle_seconds": 1, "drain_seconds": 10, **arguments}
+    return (
+        "from operations import replicas\n"
+        "from operations.container import Health, Network, Spec\n"
+        "from settings.secret import Secret\n"
+        f"replicas.rollout('lantern', {spec}, {', '.join(f'{key}={value!r}' for key, value in given.items())}, "
+        "name='Roll out')\n"
+    )
+
+
+class Street:
+    """Traffic from a container that knows the component by its alias alone."""
+
+    def __init__(self, host: LabHost) -> None:
+        self.host = host
+        self.failures: list[str] = []
+        self.answers: list[str] = []
+        self.done: dict[str, int] = {}
+
+    def _report(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.host.read("/srv/street/report"))
+        return found
+
+    def __enter__(self) -> Street:
+        self.host.run("docker rm -f walker; rm -rf /srv/street; mkdir -p /srv/street", check=False)
+        self.host.write("/srv/street/client.py", CLIENT)
+        self.host.run(
+            "docker run -d --name walker --network street -v /srv/street:/out registry.example.test/lamp:1 "
+            "python3 -B /out/client.py"
+        )
+        wait_for("traffic of every kind", lambda: self.host.exists("/srv/street/report") and len(self._report()["done"]) == 2, 60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.host.run("touch /srv/street/stop && docker wait walker", timeout=60)
+        found = self._report()
+        self.host.run("docker rm -f walker")
+        self.failures, self.answers, self.done = found["failures"], found["answers"], found["done"]
+
+
+def on_street(host: LabHost) -> dict[str, bool]:
+    """Which instances are on the network, and whether they have the alias there."""
+    found = {name: one["NetworkSettings"]["Networks"] for name, one in containers(host, "lantern").items()}
+    assert all("oil" in networks and "lantern" not in (networks["oil"]["Aliases"] or []) for networks in found.values())
+    return {name: "lantern" in (one["street"]["Aliases"] or []) for name, one in found.items() if "street" in one}
+
+
+@pytest.fixture(scope="module")
+def street(host: LabHost) -> LabHost:
+    host.run("docker network create oil && docker network create street")
+    return host
+
+
+def show_alias(host: LabHost, provision: Roll) -> None:
+    """Up, again, update and again, under traffic."""
+    assert provision(host, lantern_text()).changed == ["Roll out"]
+    assert on_street(host) == {"lantern-blue-1": True, "lantern-blue-2": True}
+    before = ids(host, "lantern")
+    assert provision(host, lantern_text()).changed == []
+    assert ids(host, "lantern") == before
+    with Street(host) as traffic:
+        assert provision(host, lantern_text(2, "two")).changed == ["Roll out"]
+        assert on_street(host) == {"lantern-green-1": True, "lantern-green-2": True}
+        assert provision(host, lantern_text(2, "two")).changed == []
+    assert traffic.failures == []
+    assert traffic.answers == ["1 one", "2 two"]
+    # Whoever was off the network for a moment asks and reaches others as before.
+    for name in ("lantern", "lantern-green-2"):
+        ask = f"import urllib.request as r; print(r.urlopen('http://{name}:8000').read().decode())"
+        assert host.run(f'docker exec lantern-green-1 python3 -c "{ask}"').stdout == "2 two\n"
+
+
+def show_alias_and_what_goes_wrong(host: LabHost, provision: Roll) -> None:
+    """A migration, releases that never get well, and back: nobody hears of any of them by the alias."""
+    assert provision(host, lantern_text(2, "two")).ok
+    with Street(host) as traffic:
+        program = (
+            "import http.server as h, os, threading; threading.Timer(3, os._exit, (0,)).start(); "
+            "h.HTTPServer(('', 8000), h.BaseHTTPRequestHandler).serve_forever()"
+        )
+        assert provision(host, lantern_text(3, "three", migrate=("python3", "-c", program))).changed == ["Roll out"]
+        before = ids(host, "lantern")
+        bad = provision(host, lantern_text(1, "bad", mode="unhealthy", start_seconds=4))
+        assert bad.failed == ["Roll out"]
+        assert "did not become healthy" in bad.stderr
+        assert provision(host, lantern_text(1, "bad", mode="dies", settle_seconds=4)).failed == ["Roll out"]
+        assert ids(host, "lantern") == before
+        assert list(on_street(host).values()) == [True, True]
+        assert provision(host, one_text("rollback('lantern')", "Roll back")).changed == ["Roll back"]
+    assert traffic.failures == []
+    assert traffic.answers == ["2 two", "3 three"]
+    assert list(on_street(host).values()) == [True, True]
+
+
+def test_alias_leads_to_what_is_healthy_and_no_request_fails(street, provision):
+    show_alias(street, provision)
+
+
+@pytest.mark.soak
+def test_alias_never_leads_to_a_release_that_fails(street, provision):
+    show_alias_and_what_goes_wrong(street, provision)
+
+
+@pytest.mark.soak
+def test_alias_with_another_number_of_instances(street, provision):
+    assert provision(street, lantern_text()).ok
+    before = ids(street, "lantern")
+    with Street(street) as traffic:
+        assert provision(street, lantern_text(count=4)).changed == ["Roll out"]
+        assert list(on_street(street).values()) == [True] * 4
+        assert provision(street, lantern_text(count=4)).changed == []
+        assert provision(street, one_text("scale('lantern', 2)", "Scale")).changed == ["Scale"]
+    assert traffic.failures == []
+    assert ids(street, "lantern") == before
+    assert provision(street, lantern_text()).changed == []
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "docker network disconnect street {}",
+        "docker network disconnect street {0} && docker network connect street {0}",
+        "docker network disconnect street {0} && docker network connect --alias lantern --alias moon street {0}",
+    ],
+)
+def test_alias_taken_away_by_hand_comes_back(street, provision, damage):
+    assert provision(street, lantern_text()).ok
+    before = ids(street, "lantern")
+    street.run(damage.format(sorted(before)[0]))
+    assert provision(street, lantern_text(), dry=True).changed == ["Roll out"]
+    assert provision(street, lantern_text()).changed == ["Roll out"]
+    assert list(on_street(street).values()) == [True, True]
+    for one in containers(street, "lantern").values():
+        assert "moon" not in one["NetworkSettings"]["Networks"]["street"]["Aliases"]
+    assert ids(street, "lantern") == before
+    assert provision(street, lantern_text()).changed == []
+
+
+@pytest.mark.soak
+def test_alias_leaves_and_what_is_open_goes_on_even_where_the_address_is_given_to_nobody(street, provision):
+    """An engine gives the lowest free address: the old one would come back to the network with another one."""
+    assert provision(street, one_text("rollout('lantern', present=False)", "Remove")).ok
+    stones = " ".join(f"stone{number}" for number in range(4))
+    street.run(f"for one in {stones}; do docker run -d --name $one --network street registry.example.test/lamp:1 sh -c 'read x </dev/zero'; done")
+    assert provision(street, lantern_text(count=1)).ok
+    (old,) = ids(street, "lantern")
+    street.run(f"docker rm -f {stones}")
+    ask = "import urllib.request as r; print(r.urlopen('http://lantern:8000/slow', timeout=60).read().decode())"
+    street.run(f'docker run -d --name walker --network street registry.example.test/lamp:1 python3 -c "{ask}"')
+    look = f"docker exec {old} sh -c 'test -e /tmp/slow'"
+    wait_for("the request to be at work", lambda: street.run(look, check=False).returncode == 0, 30)
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(provision, street, lantern_text(2, "two", count=1, drain_seconds=60))
+        wait_for("the old one to lose the alias", lambda: on_street(street).get(old) is False, 60)
+        pid = street.run(f"docker inspect -f '{{{{.State.Pid}}}}' {old}").stdout.strip()
+        addresses = street.run(f"nsenter -t {pid} -n ip -o -4 addr show").stdout
+        assert addresses.count("/32 ") == 1, addresses
+        street.run(f"docker exec {old} touch /tmp/go")
+        assert run.result(120).ok
+    assert street.run("docker wait walker && docker logs walker").stdout == "0\n1 one\n"
+    street.run("docker rm -f walker")
+    assert on_street(street) == {"lantern-green-1": True}
+
+
+@pytest.mark.soak
+def test_alias_and_a_run_killed_anywhere(street, provision, tmp_path):
+    for turn, (seconds, power) in enumerate(_kills(10)):
+        version = turn % 2 + 2
+        with Street(street) if not power else contextlib.nullcontext() as traffic:
+            _kill_after(street, tmp_path, seconds * 2, power, lantern_text(version))
+            at = f"killed after {seconds * 2:.2f}s, {'host' if power else 'run'}"
+            run = provision(street, lantern_text(version))
+        assert run.ok, f"{at}: {run}"
+        assert not traffic or traffic.failures == [], at
+        assert list(on_street(street).values()) == [True, True], at
+        assert provision(street, lantern_text(version)).changed == [], at
+        assert {one["Image"] for one in containers(street, "lantern").values()} == {
+            street.run(f"docker image inspect -f '{{{{.Id}}}}' registry.example.test/lamp:{version}").stdout.strip()
+        }
+
+
 @pytest.mark.soak
 def test_the_same_on_debian_13(lab, provision):
     newer = lab.host("t-replicas-13", release="trixie", layer="docker")
@@ -835,5 +1076,8 @@ def test_the_same_on_debian_13(lab, provision):
         assert traffic.failures == []
         assert ask(newer) == "1 one"
         assert len(ids(newer)) == 3
+        newer.run("docker network create oil && docker network create street")
+        show_alias(newer, provision)
+        show_alias_and_what_goes_wrong(newer, provision)
     finally:
         lab.destroy(newer)

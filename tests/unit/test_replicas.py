@@ -10,12 +10,13 @@ from pyinfra.api import OperationValueError
 
 from facts.replicas import Instance, parse
 from operations import container, replicas
-from operations.container import Health, Publish, Spec
+from operations.container import Health, Network, Publish, Spec
 from operations.script import FILES
 from settings.secret import Secret
 
 SPEC = Spec("registry.example.org/shop:1", environment=Secret("API_KEY=canary-0123456789\n"))
 OTHER = Spec("registry.example.org/shop:2")
+ALIASED = Spec("registry.example.org/shop:1", networks=(Network("front", aliases=("shop",)),), hostname="shop")
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def instance(number: int, color: str = "blue", spec: Spec = SPEC, **changed: Any
         "health": "",
         "port": (8000 if color == "blue" else 8100) + number - 1,
         "container_port": 80,
+        "aliases": {"bridge": []},
         **changed,
     }
 
@@ -81,6 +83,58 @@ def component(programs: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Any
 def test_needs(programs, component, target, found, words):
     needs = component.needs(wanted(**target), found)
     assert programs.reasons(needs) == words
+
+
+@pytest.mark.parametrize(
+    ("on", "words"),
+    [
+        ({"back": [], "front": ["shop"]}, []),
+        ({"back": [], "front": []}, ["shop-blue-1 is not shop on network front"]),
+        ({"back": []}, ["shop-blue-1 is not shop on network front"]),
+        ({"back": [], "front": ["moon", "shop"]}, ["shop-blue-1 is not shop on network front"]),
+    ],
+)
+def test_alias_that_is_missing_or_too_much_is_seen(programs, component, on, words):
+    target = wanted(count=1, aliases={"front": ["shop"]})
+    programs.Change(component, target, component.stored(container.spec_hash(SPEC)[:12])["spec"]).record(
+        target["spec_hash"][:12], "blue", "sha256:1"
+    )
+    assert programs.reasons(component.needs(target, [instance(1, aliases=on)])) == words
+
+
+def test_names_that_the_engine_gives_are_no_aliases(programs):
+    container_id = "0123456789ab" + "c" * 52
+    found = {
+        "Id": container_id,
+        "Config": {"Hostname": "0123456789ab"},
+        "NetworkSettings": {"Networks": {"front": {"Aliases": ["shop", "0123456789ab"]}, "back": {"Aliases": None}}},
+    }
+    assert programs.aliases_of(found) == {"front": ["shop"], "back": []}
+
+
+TABLE = """  sl  local_address rem_address   st tx_queue rx_queue
+   0: 00000000:1F40 00000000:0000 0A
+   1: {address}:1F40 0300A8C0:D431 {state}
+   2: 0200A8C0:D431 0300A8C0:1F40 01
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "state", "count"),
+    [
+        ("0200A8C0", "01", 1),
+        ("0200A8C0", "03", 1),
+        ("0200A8C0", "06", 0),  # TIME_WAIT
+        ("0100007F", "01", 0),  # its own health check
+        ("0000000000000000FFFF00000100007F", "01", 0),
+        ("0000000000000000FFFF00000200A8C0", "01", 1),
+        ("00000000000000000000000001000000", "01", 0),
+    ],
+)
+def test_connections_from_others_to_what_listens_count(programs, monkeypatch, tmp_path, address, state, count):
+    (tmp_path / "tcp").write_text(TABLE.format(address=address, state=state))
+    monkeypatch.setitem(programs.names, "open", lambda path: (tmp_path / Path(path).name).open())
+    assert programs.open_inside({"State": {"Pid": 1}}) == count
 
 
 def test_health_counts(programs, component):
@@ -181,6 +235,12 @@ def test_fact_is_parsed():
         ),
         (lambda: replicas.rollout._inner("shop", SPEC, upstream="shop"), "upstream needs ports"),
         (lambda: replicas.rollout._inner("shop", SPEC, probe="true"), "it needs upstream"),
+        (
+            lambda: replicas.rollout._inner("shop", ALIASED, ports=(8000, 8100), container_port=80),
+            "aliases and ports exclude each other",
+        ),
+        (lambda: replicas.rollout._inner("shop", ALIASED), "spec.health is needed with aliases"),
+        (lambda: replicas.rollout._inner("shop", ALIASED), "spec.hostname must not be an alias"),
         (lambda: replicas.rollout._inner("shop", SPEC, ports=(1, 9)), "container_port must be 1 to 65535, got 0"),
         (lambda: replicas.rollout._inner("shop", SPEC, ports=(1,), container_port=1), "ports must be (first blue"),
         (lambda: replicas.rollout._inner("shop", SPEC, migrate="alembic upgrade"), "migrate must be a tuple of words"),
