@@ -8,7 +8,7 @@ refused until the engine is back. The container itself is there all the time. So
 answers again, what they had.
 
 A run that is killed in between leaves addresses that serve until a container starts anew; the next rollout, which looks
-where its upstream leads, puts the port back.
+where its upstream leads, puts the port back. What anybody else wrote into an upstream meanwhile stays.
 """
 
 import glob
@@ -102,8 +102,8 @@ def lead_past_the_proxies() -> None:
             text = file.read()
         named = {port for port in _SERVER.findall(text) if port in addresses and _answers(addresses[port])}
         if named:
-            kept[path] = text
             texts[path] = _SERVER.sub(lambda found, named=named: addresses[found[1]] if found[1] in named else found[0], text)
+            kept[path] = {"was": text, "detour": texts[path]}
             ports |= named
     if not texts:
         return
@@ -114,6 +114,14 @@ def lead_past_the_proxies() -> None:
     _wait_until(lambda: _is_unused(ports))
 
 
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
 def lead_back() -> None:
     """Undo it, once the ports answer again."""
     try:
@@ -121,8 +129,10 @@ def lead_back() -> None:
             kept = json.load(file)
     except (OSError, ValueError):
         return
-    ports = {port for text in kept.values() for port in _SERVER.findall(text)}
+    back = {path: one["was"] for path, one in kept.items() if _read(path) == one["detour"]}
+    ports = {port for text in back.values() for port in _SERVER.findall(text)}
     if not _wait_until(lambda: all(_answers(f"127.0.0.1:{port}") for port in ports)):
         sys.exit("engine: ports that it publishes do not answer after its restart: {}".format(", ".join(sorted(ports))))
-    _serve({path: text for path, text in kept.items() if os.path.exists(path)})
+    if back:
+        _serve(back)
     os.unlink(_KEPT)

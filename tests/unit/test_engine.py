@@ -424,3 +424,11 @@ def test_nginx_is_led_past_the_proxies_and_back(tmp_path, monkeypatch):
     assert not (tmp_path / "kept.json").exists()
     detour["lead_back"]()
     assert len(served) == 2
+
+    # a run was killed between the two, and another one switched the upstream since
+    detour["lead_past_the_proxies"]()
+    switched = was.replace("18000", "18200")
+    shop.write_text(switched)
+    detour["lead_back"]()
+    assert (shop.read_text(), len(served)) == (switched, 3)
+    assert not (tmp_path / "kept.json").exists()
