@@ -48,12 +48,12 @@ unit: venv
 lab-test: setup
 	@test -n "$(LAB_TESTS)" || { echo "no lab tests: tests/lab/test_$(SYSTEM)*.py" >&2; exit 1; }
 	@$(ROOT) $(PYTHON) -m tests.lab images --all
-	$(PYTEST_LAB) -n 2 --dist loadfile -m 'not soak' $(LAB_TESTS)
+	$(PYTEST_LAB) -n 2 -m 'not soak' $(LAB_TESTS)
 
 soak: setup
 	@$(ROOT) $(PYTHON) -m tests.lab images --all
 	$(PYTHON) -m pytest -n 2 tests/unit
-	$(PYTEST_LAB) -n 2 --dist loadfile $(LAB_TESTS)
+	$(PYTEST_LAB) -n 2 $(LAB_TESTS)
 
 lint: venv
 	$(PYTHON) -m ruff check .

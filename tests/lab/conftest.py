@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.lab.deployed import Deployed
 from tests.lab.hosts import LabHost
@@ -14,9 +17,40 @@ from tests.lab.provision import Run
 from tests.lab.provision import provision as run_pyinfra
 
 
-def pytest_collection_modifyitems() -> None:
+# The modules that share the deployed host, which takes a minute and a half to make.
+_DEPLOYED = ("test_canary", "test_kills", "test_reboot", "test_verify")
+# What takes longest begins first: no worker is left with it when the other one has ended.
+_FIRST = ("deployed", "test_mcbench", "test_replicas", "test_gateway", "test_rollout")
+
+
+class ByHost(LoadScopeScheduling):
+    """One worker runs a module, whose tests share hosts, and one runs all modules that share the deployed host.
+
+    pytest-xdist's own marks for that (``xdist_group``) do nothing with pytest 9.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = PurePosixPath(nodeid.partition("::")[0]).stem
+        return "deployed" if module in _DEPLOYED else module
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByHost:
+    config.option.loadscopereorder = False  # as collected, see below
+    return ByHost(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() != 0:
         raise pytest.UsageError("lab tests boot hosts and need root: sudo make lab-test")
+    alone = {item.path.stem for item in items if "deployed" in getattr(item, "fixturenames", ())} - set(_DEPLOYED)
+    if alone:
+        raise pytest.UsageError(f"{', '.join(sorted(alone))}: uses the deployed host and is not among _DEPLOYED, so it makes another one")
+
+    def place(item: pytest.Item) -> int:
+        scope = "deployed" if item.path.stem in _DEPLOYED else item.path.stem
+        return _FIRST.index(scope) if scope in _FIRST else len(_FIRST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
