@@ -28,10 +28,10 @@ from settings.secret import Secret
 PROGRAM = "/usr/local/lib/hostwright/backup"
 WORK = "/var/cache/hostwright"
 TEXTFILES = "/var/lib/prometheus/node-exporter"
-KINDS = ("sqlite", "directory", "postgres", "bucket")
+KINDS = ("sqlite", "directory", "postgres", "bucket", "redis")
 
 _FILES = Path(__file__).parents[1] / "files" / "backup"
-_PARTS = ("postgres.py", "bucket.py")
+_PARTS = ("postgres.py", "bucket.py", "redis.py")
 _HERE = "# <<< parts >>>\n"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 # restic is to stop by itself and let go of its locks before systemd stops it.
@@ -133,6 +133,37 @@ class Bucket:
         return {"SOURCE_ACCESS_KEY": self.access_key, "SOURCE_SECRET_KEY": self.secret_key}
 
 
+@dataclass(frozen=True)
+class Redis:
+    """
+    An instance of Redis on this host, as ``operations.redis`` makes it.
+
+    + instance: its name; + password: of its user ``default``
+    """
+
+    instance: str
+    password: Secret
+
+    def faults(self) -> list[str]:
+        faults = []
+        if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", self.instance):
+            faults.append(f"redis.instance must be the name of an instance, got {self.instance!r}")
+        if not self.password.resolved:
+            faults.append("redis.password is not set")
+        return faults
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        return {"instance": self.instance}
+
+    @property
+    def secrets(self) -> dict[str, Secret]:
+        return {"SOURCE_PASSWORD": self.password}
+
+
+Server = Postgres | Bucket | Redis
+
+
 def program_text() -> str:
     """Return the program for the host: one file, put together from those of ``files/backup``."""
     core = (_FILES / "backup.py").read_text()
@@ -149,11 +180,11 @@ def source_faults(
     minimum: Mapping[str, int],
     units: Sequence[str],
     containers: Sequence[str] = (),
-    server: Postgres | Bucket | None = None,
+    server: Server | None = None,
 ) -> list[str]:
     """Return every rule that the declaration breaks, one line each."""
     faults = []
-    wanted = {"postgres": Postgres, "bucket": Bucket}.get(kind)
+    wanted = {"postgres": Postgres, "bucket": Bucket, "redis": Redis}.get(kind)
     if kind in KINDS and type(server) is not (wanted or type(None)):
         faults.append(f"server must be {f'a {wanted.__name__}' if wanted else 'left out'} for kind {kind!r}")
     elif server is not None:
@@ -194,7 +225,7 @@ def source_config(
     health_seconds: int,
     policy: Backup,
     containers: Sequence[str] = (),
-    server: Postgres | Bucket | None = None,
+    server: Server | None = None,
 ) -> str:
     """Return the JSON that the program reads; it holds no secret."""
     values = {
@@ -202,15 +233,16 @@ def source_config(
         # the inventory's name: a machine that replaces this one finds its copies by it
         "host": host.name,
         "kind": kind,
-        "path": path,
+        "path": f"/var/lib/redis/{server.instance}" if isinstance(server, Redis) else path,
         "owner": owner,
         "group": group,
         "mode": mode,
         "repositories": repositories(policy),
         "keep": {"daily": policy.keep_daily, "weekly": policy.keep_weekly, "monthly": policy.keep_monthly},
         "minimum": dict(minimum),
-        "min_size_ratio": policy.min_size_ratio,
-        "units": [*units, *(f"container:{each}" for each in containers)],
+        # a queue that was worked off is no loss
+        "min_size_ratio": 0.0 if isinstance(server, Redis) else policy.min_size_ratio,
+        "units": [*(_own_units(server)), *units, *(f"container:{each}" for each in containers)],
         "health": health,
         "health_seconds": health_seconds,
         "timeout_seconds": _TIMEOUT_SECONDS,
@@ -219,6 +251,11 @@ def source_config(
     if server is not None:
         values[kind] = server.plain
     return json.dumps(values, indent=1) + "\n"
+
+
+def _own_units(server: Server | None) -> list[str]:
+    """Return what a restore has to stop whatever is declared."""
+    return [f"redis-server@{server.instance}.service"] if isinstance(server, Redis) else []
 
 
 def repositories(policy: Backup) -> dict[str, str]:
@@ -230,7 +267,7 @@ def repositories(policy: Backup) -> dict[str, str]:
 
 
 def job_sandbox(
-    kind: str, path: str, policy: Backup, server: Postgres | Bucket | None = None
+    kind: str, path: str, policy: Backup, server: Server | None = None
 ) -> Sandbox:
     """Return what a scheduled run may do."""
     urls = repositories(policy).values()
@@ -273,7 +310,7 @@ def source(
     containers: Sequence[str] = (),
     health: str = "",
     health_seconds: int = 30,
-    server: Postgres | Bucket | None = None,
+    server: Server | None = None,
     present: bool = True,
 ) -> Generator[StringCommand, None, None]:
     """
@@ -281,18 +318,18 @@ def source(
 
     + source: its name, e.g. that of its system
     + policy: the host's ``settings.Backup``: repositories, password, retention, when
-    + kind: ``sqlite`` (one database, copied while it is in use), ``directory``, ``postgres`` or ``bucket``
+    + kind: ``sqlite`` (one database, copied while it is in use), ``directory``, ``postgres``, ``bucket`` or ``redis``
     + path: the database file or the directory; + owner, group, mode: what a restored one gets
-    + server: the ``Postgres`` or ``Bucket`` of those two kinds
-    + minimum: what a good copy has at least: rows by table (``schema.table`` outside of public), ``{"files": n}`` or
-      ``{"objects": n}``
+    + server: the ``Postgres``, ``Bucket`` or ``Redis`` of those kinds
+    + minimum: what a good copy has at least: rows by table (``schema.table`` outside of public), ``{"files": n}``,
+      ``{"objects": n}``, or ``{"keys": n, "list members": n}`` of Redis
     + units: what a restore stops and, where it ran, starts again: ``x.service``, a pattern like ``x@*.service`` (both
       colours, whichever runs), or ``supervisor:x``
     + containers: likewise: names, or labels such as ``hostwright.component=api`` (all that carry it)
     + health: shell command that must succeed within ``health_seconds`` (s) after a restore
     + present: ``False`` stops the schedule and forgets the configuration; copies and their repositories stay
 
-    Installs restic, and the client programs of PostgreSQL or rclone where the kind needs them. The repositories are opened when their configuration or password is not what they were last opened
+    Installs restic, and the client programs of PostgreSQL or Redis or rclone where the kind needs them. The repositories are opened when their configuration or password is not what they were last opened
     with; one that does not exist yet is made. One that has another password fails the operation and is left alone.
 
     Raises ``OperationValueError`` for a declaration that breaks a rule.
@@ -326,6 +363,8 @@ def source(
     packages = ["restic", "python3"]
     if isinstance(server, Bucket):
         packages.append("rclone")
+    elif isinstance(server, Redis):
+        packages.append("redis-tools")
     elif isinstance(server, Postgres) and not server.container:
         packages.append("postgresql-client")
     yield from dpkg.packages._inner(packages=packages)

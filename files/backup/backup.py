@@ -95,6 +95,7 @@ class Source:
     textfiles: str = "/var/lib/prometheus/node-exporter"
     postgres: dict[str, Any] = field(default_factory=dict)
     bucket: dict[str, Any] = field(default_factory=dict)
+    redis: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tag(self) -> str:
@@ -287,7 +288,7 @@ def _file_digest(path: Path) -> str:
 
 # --- kinds: how a consistent copy of a source is made, looked at and put in place -----------------------------------
 #
-# A further kind (redis, mongodb) is one more class with these methods and its line in KINDS, in a file of its own:
+# A further kind (mongodb) is one more class with these methods and its line in KINDS, in a file of its own:
 # drill, restore, retention and state know nothing else about it.
 
 

@@ -766,6 +766,7 @@ def test_source_faults_are_named(change: dict[str, object], said: str) -> None:
 
 PG = {"server": operation.Postgres("mc_bench", Secret("a-password"), container="mcbench-postgres"), "kind": "postgres", "path": ""}
 S3 = {"server": operation.Bucket("mc-bench", "https://s3.test", Secret("a"), Secret("b")), "kind": "bucket", "path": ""}
+RD = {"server": operation.Redis("mc-broker", Secret("a-password")), "kind": "redis", "path": ""}
 
 
 @pytest.mark.parametrize(
@@ -784,6 +785,9 @@ S3 = {"server": operation.Bucket("mc-bench", "https://s3.test", Secret("a"), Sec
         (S3, {"server": replace(S3["server"], bucket="My")}, "bucket.bucket"),
         (S3, {"server": replace(S3["server"], endpoint="https://a:b@s3.test")}, "bucket.endpoint"),
         (S3, {"server": replace(S3["server"], secret_key=Secret.unset())}, "bucket.secret_key is not set"),
+        (RD, {"server": replace(RD["server"], instance="My Broker")}, "redis.instance"),
+        (RD, {"server": replace(RD["server"], password=Secret.unset())}, "redis.password is not set"),
+        (RD, {"server": PG["server"]}, "server must be a Redis"),
     ],
 )
 def test_faults_of_servers_are_named(good: dict[str, object], change: dict[str, object], said: str) -> None:
@@ -793,7 +797,7 @@ def test_faults_of_servers_are_named(good: dict[str, object], change: dict[str, 
     assert said in fault
 
 
-@pytest.mark.parametrize("given", [PG, S3], ids=["postgres", "bucket"])
+@pytest.mark.parametrize("given", [PG, S3, RD], ids=["postgres", "bucket", "redis"])
 def test_the_declaration_of_a_server_holds_no_secret_and_is_read_by_the_program(
     given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -803,7 +807,10 @@ def test_the_declaration_of_a_server_holds_no_secret_and_is_read_by_the_program(
     )
     (tmp_path / "shop.json").write_text(text)
     source = backup.load_source(backup.Places(config=tmp_path), "shop")
-    assert source.units == ("x.service", "container:api")
+    own = ("redis-server@mc-broker.service",) if given is RD else ()
+    assert source.units == (*own, "x.service", "container:api")
+    assert source.min_size_ratio == (0.0 if given is RD else POLICY.min_size_ratio)
+    assert source.path == ("/var/lib/redis/mc-broker" if given is RD else "")
     assert "password" not in text
     assert "secret" not in text
     assert "mc" in _kind(source).where
