@@ -166,7 +166,9 @@ class Postgres(Kind):
             f"THEN CREATE ROLE {_name(user)}; END IF; END $do$; "
             f"ALTER ROLE {_name(user)} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS "
             f"PASSWORD {_literal(scram_verifier(password, os.urandom(16)))}; "
-            f"GRANT pg_read_all_data TO {_name(user)}",
+            f"GRANT pg_read_all_data TO {_name(user)}; "
+            # where nobody may come in unless it is said
+            f"GRANT CONNECT ON DATABASE {_name(self.database)} TO {_name(user)}",
         )
         self._ask(self._reader, "SELECT 1")
 
