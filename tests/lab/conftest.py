@@ -16,7 +16,6 @@ from tests.lab.lab import Lab
 from tests.lab.provision import Run
 from tests.lab.provision import provision as run_pyinfra
 
-
 # The modules that share the deployed host, which takes a minute and a half to make.
 _DEPLOYED = ("test_canary", "test_kills", "test_reboot", "test_verify")
 # What takes longest begins first: no worker is left with it when the other one has ended.
