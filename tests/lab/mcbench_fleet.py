@@ -110,7 +110,7 @@ class Fleet:
             "num_workers": 2,
             "build_delay_ms": 0,
             "fast_render": True,
-            "check_interval_seconds": 4,
+            "check_interval_seconds": 8,  # each check of a worker starts a Python
             "settle_seconds": 1,
             "start_timeout_seconds": 60,
             "web_drain_seconds": 20,
