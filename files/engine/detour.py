@@ -1,5 +1,5 @@
 """
-Lead nginx past the engine's port proxies while the engine restarts, and back.
+Lead nginx past the engine's port proxies, and containers past its name server, while the engine restarts, and back.
 
 A port published on loopback is a process of the engine, ``docker-proxy``, that passes on each connection, and it ends
 with the engine, whatever live-restore does for the containers: requests on their way through it are cut off, and new ones
@@ -7,8 +7,12 @@ refused until the engine is back. The container itself is there all the time. So
 (``/etc/nginx/upstreams``) that name such a port get the container's own address instead, and afterwards, when the port
 answers again, what they had.
 
+The engine is also the name server of its networks, and away as such for that time: a container that then opens a new
+connection to another one by its name fails. So the names are in each container's /etc/hosts meanwhile.
+
 A run that is killed in between leaves addresses that serve until a container starts anew; the next rollout, which looks
-where its upstream leads, puts the port back. What anybody else wrote into an upstream meanwhile stays.
+where its upstream leads, puts the port back. What anybody else wrote into an upstream meanwhile stays. The names are taken
+out again by a timer, if by nobody else.
 """
 
 import glob
@@ -32,11 +36,66 @@ def _said(*command: str) -> str:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
 
 
+# Written in place: the file itself is mounted into the container. Also run by a timer, from its text.
+_FORGET = r"""
+import glob, re
+for path in glob.glob("/var/lib/docker/containers/*/hosts"):
+    with open(path, "r+") as file:
+        text = file.read()
+        kept = re.sub(r"# hostwright >>>\n.*?# <<< hostwright\n", "", text, flags=re.DOTALL)
+        if kept != text:
+            file.seek(0)
+            file.write(kept)
+            file.truncate()
+"""
+_FORGETS = "hostwright-engine-names"
+_FORGET_SECONDS = 300
+
+
+def _running() -> "list[dict]":
+    ids = _said("docker", "ps", "--quiet", "--no-trunc").split()
+    return json.loads(_said("docker", "inspect", *ids) or "[]") if ids else []
+
+
+def names_for(container: dict, others: "list[dict]") -> str:
+    """Return lines for a container's /etc/hosts: what the engine would say of the others on its networks."""
+    lines = []
+    for network in container["NetworkSettings"]["Networks"]:
+        for other in others:
+            there = other["NetworkSettings"]["Networks"].get(network)
+            # the default bridge has no names
+            if network == "bridge" or other["Id"] == container["Id"] or not there or not there.get("IPAddress"):
+                continue
+            names = dict.fromkeys([other["Name"].lstrip("/"), *(there.get("Aliases") or [])])
+            lines.append("{} {}\n".format(there["IPAddress"], " ".join(names)))
+    return "# hostwright >>>\n{}# <<< hostwright\n".format("".join(lines)) if lines else ""
+
+
+def _know_names() -> None:
+    there = _running()
+    texts = {one["HostsPath"]: names_for(one, there) for one in there if one.get("HostsPath")}
+    if not any(texts.values()):
+        return
+    forget_names()
+    subprocess.run(
+        ["systemd-run", "--quiet", "--collect", f"--unit={_FORGETS}", f"--on-active={_FORGET_SECONDS}", "python3", "-c", _FORGET],
+        stdin=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
+    for path, text in texts.items():
+        if text and os.path.exists(path):
+            with open(path, "a") as file:
+                file.write(text)
+
+
+def forget_names() -> None:
+    subprocess.run(["python3", "-c", _FORGET], stdin=subprocess.DEVNULL, check=True)
+    subprocess.run(["systemctl", "stop", f"{_FORGETS}.timer"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
+
 def _addresses() -> "dict[str, str]":
     """Return the container's own address of every port that is published on loopback."""
-    ids = _said("docker", "ps", "--quiet", "--no-trunc").split()
     found = {}
-    for one in json.loads(_said("docker", "inspect", *ids) or "[]") if ids else []:
+    for one in _running():
         networks = one["NetworkSettings"]["Networks"].values()
         address = next((each["IPAddress"] for each in networks if each.get("IPAddress")), "")
         for inner, bindings in (one["HostConfig"].get("PortBindings") or {}).items():
@@ -92,6 +151,7 @@ def _is_unused(ports) -> bool:
 
 def lead_past_the_proxies() -> None:
     """Let requests go to the containers themselves, and wait for those that still go through the engine."""
+    _know_names()
     paths = glob.glob(_UPSTREAMS)
     if not paths or not os.path.exists(_SERVES) or _said("systemctl", "is-active", "nginx.service").strip() != "active":
         return
@@ -124,6 +184,7 @@ def _read(path: str) -> str:
 
 def lead_back() -> None:
     """Undo it, once the ports answer again."""
+    forget_names()
     try:
         with open(_KEPT) as file:
             kept = json.load(file)

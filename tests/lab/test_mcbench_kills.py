@@ -104,44 +104,6 @@ def differences(before: dict[str, tuple[Fingerprint, list[str]]], after: dict[st
     return found
 
 
-def test_ten_kills_of_a_first_converge_end_like_an_undisturbed_one(fleet: Fleet, tmp_path: Path) -> None:
-    """One run after the other killed ever later, and one that is not."""
-    print(f"HOSTWRIGHT_KILL_SEED={SEED}")  # noqa: T201 - pytest shows it when the test fails
-    assert fleet.run().ok
-    count = operations(fleet)
-    undisturbed = state(fleet)
-    for host in fleet.hosts:
-        host.reset(BARE)
-    where = [kill_run(fleet, point, tmp_path) for point in spread(POINTS, count)]
-    run = fleet.run()
-    assert run.ok, f"seed {SEED}, killed in {where}: {run}"
-    found = differences(undisturbed, state(fleet))
-    assert not found, "\n".join([f"seed {SEED}, killed in {where}", *found])
-    left = [f"{host.name}: {line}" for host in fleet.hosts for line in leftovers(host)]
-    assert not left, "\n".join([f"seed {SEED}, killed in {where}", *left])
-    assert fleet.run().changed == [], where
-
-
-@pytest.mark.parametrize("number", range(POINTS))
-def test_upgrade_is_killed_once_and_nobody_notices(fleet: Fleet, stranger: LabHost, tmp_path: Path, number: int) -> None:
-    """There on an even number, back on an odd one; what clients ask is answered all the time, every task done once."""
-    here, there = ("v1.0.0", "v1.1.0") if number % 2 == 0 else ("v1.1.0", "v1.0.0")
-    count = operations(fleet, version=here)
-    point = spread(POINTS, count)[number]
-    with mcbench_load.traffic(stranger, fleet.front, API, rate=30, tasks=60) as traffic:
-        where = kill_run(fleet, point, tmp_path, version=there)
-        run = fleet.run(version=there)
-    said = f"seed {SEED}, {point}, killed in {where}"
-    assert run.ok, f"{said}: {run}"
-    assert (traffic.report.failed, traffic.report.failures) == (0, []), said
-    assert versions(fleet) == {there}, said
-    counted = all_done(fleet, stranger)
-    assert (counted["doubled"], counted["failed"], counted["unfinished"], counted["waiting"]) == (0, 0, 0, 0), f"{said}: {counted}"
-    left = [line for host in fleet.hosts for line in leftovers(host)]
-    assert not left, "\n".join([said, *left])
-    assert fleet.run(version=there).changed == [], said
-
-
 def test_host_that_dies_in_the_middle_of_a_rollout_is_named_and_the_others_serve_on(fleet: Fleet, stranger: LabHost) -> None:
     """Two hosts have the api. The second loses its power while the workers, which come first, are switched on it."""
     fleet.roles["mcbench_api"] = [fleet.front, fleet.back]
@@ -179,6 +141,44 @@ def test_host_that_dies_in_the_middle_of_a_rollout_is_named_and_the_others_serve
         assert fleet.run(version="v1.1.0", **settings).changed == []
     finally:
         fleet.roles["mcbench_api"] = [fleet.front]
+
+
+def test_ten_kills_of_a_first_converge_end_like_an_undisturbed_one(fleet: Fleet, tmp_path: Path) -> None:
+    """One run after the other killed ever later, and one that is not."""
+    print(f"HOSTWRIGHT_KILL_SEED={SEED}")  # noqa: T201 - pytest shows it when the test fails
+    assert fleet.run().ok
+    count = operations(fleet)
+    undisturbed = state(fleet)
+    for host in fleet.hosts:
+        host.reset(BARE)
+    where = [kill_run(fleet, point, tmp_path) for point in spread(POINTS, count)]
+    run = fleet.run()
+    assert run.ok, f"seed {SEED}, killed in {where}: {run}"
+    found = differences(undisturbed, state(fleet))
+    assert not found, "\n".join([f"seed {SEED}, killed in {where}", *found])
+    left = [f"{host.name}: {line}" for host in fleet.hosts for line in leftovers(host)]
+    assert not left, "\n".join([f"seed {SEED}, killed in {where}", *left])
+    assert fleet.run().changed == [], where
+
+
+@pytest.mark.parametrize("number", range(POINTS))
+def test_upgrade_is_killed_once_and_nobody_notices(fleet: Fleet, stranger: LabHost, tmp_path: Path, number: int) -> None:
+    """There on an even number, back on an odd one; what clients ask is answered all the time, every task done once."""
+    here, there = ("v1.0.0", "v1.1.0") if number % 2 == 0 else ("v1.1.0", "v1.0.0")
+    count = operations(fleet, version=here)
+    point = spread(POINTS, count)[number]
+    with mcbench_load.traffic(stranger, fleet.front, API, rate=30, tasks=60) as traffic:
+        where = kill_run(fleet, point, tmp_path, version=there)
+        run = fleet.run(version=there)
+    said = f"seed {SEED}, {point}, killed in {where}"
+    assert run.ok, f"{said}: {run}"
+    assert (traffic.report.failed, traffic.report.failures) == (0, []), said
+    assert versions(fleet) == {there}, said
+    counted = all_done(fleet, stranger)
+    assert (counted["doubled"], counted["failed"], counted["unfinished"], counted["waiting"]) == (0, 0, 0, 0), f"{said}: {counted}"
+    left = [line for host in fleet.hosts for line in leftovers(host)]
+    assert not left, "\n".join([said, *left])
+    assert fleet.run(version=there).changed == [], said
 
 
 def json_version(source: LabHost, target: LabHost) -> str:

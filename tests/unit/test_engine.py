@@ -414,6 +414,7 @@ def test_nginx_is_led_past_the_proxies_and_back(tmp_path, monkeypatch):
         "_said": lambda *command: "active" if command[0] == "systemctl" else "",
         "_addresses": lambda: {"18000": "172.18.0.5:8000", "18001": "172.18.0.6:8000", "5555": "172.18.0.9:5555"},
         "_answers": lambda address: address != "172.18.0.6:8000", "_serve": serve,
+        "_know_names": lambda: None, "forget_names": lambda: None,
     }.items():  # fmt: skip
         monkeypatch.setitem(names, key, value)
     detour["lead_past_the_proxies"]()
@@ -432,3 +433,24 @@ def test_nginx_is_led_past_the_proxies_and_back(tmp_path, monkeypatch):
     detour["lead_back"]()
     assert (shop.read_text(), len(served)) == (switched, 3)
     assert not (tmp_path / "kept.json").exists()
+
+
+def test_containers_know_the_names_of_their_own_networks_while_the_engine_restarts(tmp_path):
+    detour = runpy.run_path(str(ROOT / "files/engine/detour.py"))
+
+    def there(name: str, **networks: str) -> dict[str, object]:
+        on = {network: {"IPAddress": address, "Aliases": [name, "a" * 12]} for network, address in networks.items()}
+        return {"Id": name, "Name": f"/shop-{name}", "NetworkSettings": {"Networks": on}}
+
+    api, database = there("api", shop="172.18.0.3", bridge="172.17.0.2"), there("db", shop="172.18.0.2", bridge="172.17.0.3")
+    other = there("other", elsewhere="172.19.0.2")
+    lines = detour["names_for"](api, [api, database, other])
+    assert lines == f"# hostwright >>>\n172.18.0.2 shop-db db {'a' * 12}\n# <<< hostwright\n"
+    assert detour["names_for"](other, [api, database, other]) == ""
+
+    hosts = tmp_path / "containers" / "1" / "hosts"
+    hosts.parent.mkdir(parents=True)
+    hosts.write_text(f"127.0.0.1 localhost\n{lines}172.18.0.3 api\n")
+    inode = hosts.stat().st_ino
+    exec(detour["_FORGET"].replace("/var/lib/docker", str(tmp_path)), {})
+    assert (hosts.read_text(), hosts.stat().st_ino) == ("127.0.0.1 localhost\n172.18.0.3 api\n", inode)
