@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from operations.cleanup import Pressure
 from tests.lab.provision import command_line
 from tests.lab.state import REPOSITORY, wait_for
 
@@ -67,9 +68,9 @@ def clean(**arguments: object) -> str:
     return f"from operations import cleanup\ncleanup.docker({text}{', ' if text else ''}name='Clean up')\n"
 
 
-@pytest.fixture(scope="module")
-def host(lab):
-    fresh = lab.host("t-cleanup", layer="docker")
+@pytest.fixture(scope="module", params=["bookworm", pytest.param("trixie", marks=pytest.mark.soak)])
+def host(lab, request):
+    fresh = lab.host("t-cleanup", release=request.param, layer="docker")
     yield fresh
     lab.destroy(fresh)
 
@@ -369,22 +370,38 @@ def test_the_journal_sees_what_comes_and_goes(zoo, provision):
 
 
 @pytest.mark.soak
-def test_the_newer_engine_of_another_release(lab, provision):
-    """Docker 26: another API, other events; the same right things go."""
-    host = lab.host("t-cleanup-trixie", release="trixie", layer="docker")
-    try:
-        host.write("/root/age", AGE, mode="0755")
-        host.run("mkdir -p /root/rootfs")
-        for name in (f"{OURS}/old:v1", f"{OURS}/kept:v1", "redis:7"):
-            image(host, name)
-        start(host, "kept", f"{OURS}/kept:v1")
-        run = provision(host, deploy())
-        assert run.ok, run
-        assert provision(host, deploy()).changed == []
-        used = engine_bytes(host)
-        cleaned = provision(host, clean(until="24h"))
-        assert cleaned.changed == ["Clean up"]
-        assert names(host) == {f"{OURS}/kept:v1", "redis:7"}
-        assert f"1 removed, {used - engine_bytes(host)} bytes won" in cleaned.stderr
-    finally:
-        lab.destroy(host)
+def test_a_full_disk_shortens_the_rules(zoo, provision):
+    """Within the same rules: the way back and all that is in use stay."""
+    assert provision(zoo, deploy()).ok
+    for number in (1, 2, 3):
+        image(zoo, f"{OURS}/tight:v{number}")
+    stored(zoo, "tight", *((f"r{number}", f"{OURS}/tight:v{number}") for number in (1, 2, 3)))
+    assert provision(zoo, clean()).ok
+    before = names(zoo)
+    assert provision(zoo, clean()).changed == []
+    assert names(zoo) == before
+    assert provision(zoo, deploy(pressure=Pressure(percent=1, releases=2, unused="1h"))).changed == ["Schedule cleanup"]
+    run = provision(zoo, clean())
+    assert run.changed == ["Clean up"], run
+    assert ": pressed; kept are 2 releases and what was used in the last 60 min" in run.stderr
+    gone = before - names(zoo)
+    assert f"{OURS}/tight:v1" in gone
+    assert {*gone} & {f"{OURS}/tight:v2", f"{OURS}/tight:v3", MINECRAFT, BUILDER, f"{OURS}/postgres:16", "redis:7"} == set()
+    assert provision(zoo, clean()).changed == []
+
+
+@pytest.mark.soak
+def test_an_orphaned_network_of_a_job_goes(zoo, provision):
+    """No hour is waited for: the program's own policy is written by hand."""
+    assert provision(zoo, deploy()).ok
+    zoo.run("docker start api-5; for name in orphan busy; do docker network create --label mcbench.job=1 net-$name; done")
+    zoo.run("docker network connect net-busy api-5")
+    policy = json.loads(zoo.read("/etc/hostwright/cleanup.json"))
+    zoo.write("/etc/hostwright/cleanup.json", json.dumps(policy | {"job_seconds": 0}))
+    said = zoo.run(f"{PROGRAM} run").stdout
+    assert "removed network net-orphan: of a job" in said
+    assert "stays   network net-busy: of a job" in said
+    left = zoo.run("docker network ls --format '{{.Name}}'").stdout.split()
+    assert {"net-busy", "net-foreign", "bridge"} <= set(left)
+    assert "net-orphan" not in left
+    zoo.run("docker network disconnect net-busy api-5")
