@@ -88,14 +88,16 @@ def test_configuration_changes_with_the_least_and_containers_go_on(host, provisi
 
     # What the engine can reload is reloaded, and undone by a reload too.
     before = engine_pid(host)
-    for mirrors in (["https://mirror.example.org"], []):
-        run = provision(host, daemon(**{"registry-mirrors": mirrors, "insecure-registries": ["plain.example.org:5000"]}))
+    for mirrors, live in ((["https://mirror.example.org"], False), ([], True)):
+        changed = {"registry-mirrors": mirrors, "insecure-registries": ["plain.example.org:5000"], "live-restore": live}
+        run = provision(host, daemon(**changed))
         assert run.ok, run
         assert run.changed == ["Daemon"]
         assert host.run("docker info --format '{{range .RegistryConfig.Mirrors}}{{.}}{{end}}'").stdout.split() == [
             f"{mirror}/" for mirror in mirrors
         ]
         assert "plain.example.org:5000" in info(host, "json .RegistryConfig.IndexConfigs")
+        assert info(host, ".LiveRestoreEnabled") == str(live).lower()
     assert provision(host, daemon()).changed == ["Daemon"]
     assert engine_pid(host) == before
 
@@ -109,8 +111,14 @@ def test_configuration_changes_with_the_least_and_containers_go_on(host, provisi
     assert provision(host, daemon(**{"log-opts": {"max-size": "5m"}})).changed == ["Daemon"]
     assert engine_pid(host) != before
     assert pid(host, "kept") == kept
-    # A key that goes: a reload would keep its value.
-    before = engine_pid(host)
+    assert host.run("docker exec kept echo alive").stdout == "alive\n"
+
+
+@pytest.mark.soak
+def test_key_that_goes_is_gone(host, provision):
+    """A reload would keep its value."""
+    assert provision(host, daemon(**{"log-opts": {"max-size": "5m"}})).ok
+    kept, before = pid(host, "kept"), engine_pid(host)
     assert provision(host, daemon(**{"max-concurrent-downloads": 6, "shutdown-timeout": 20})).changed == ["Daemon"]
     between = engine_pid(host)
     assert between != before  # with log-opts as before
@@ -269,6 +277,9 @@ def test_dockers_own_packages_replace_the_distributions(lab, provision, reposito
     host.run("rm /etc/apt/sources.list.d/download_docker_com_linux_debian.list")
     assert host.run("apt-get update -o APT::Update::Error-Mode=any 2>&1").stdout.count("W:") == 0
     assert set(host.run("apt-mark showhold").stdout.split()) >= {"docker-ce", "docker-ce-cli", "containerd.io"}
+    # There is a newer one, and no upgrade of the system takes it.
+    assert "28.5.2" in host.run("apt-cache policy docker-ce").stdout
+    assert "Inst docker" not in host.run("apt-get -s dist-upgrade").stdout
     # Images and containers are still there, and what ran went on running.
     assert host.run("docker images -q --no-trunc").stdout == images
     assert pid(host, "kept") == kept
@@ -308,13 +319,16 @@ def test_dockers_own_packages_replace_the_distributions(lab, provision, reposito
 
 
 @pytest.mark.soak
-def test_bare_host_gets_the_engine(lab, provision, repository):
-    host = lab.host("t-engine-bare")
-    apt = repository(host)
-    run = provision(host, docker_packages(apt, "28.5.2", compose="no", buildx="no"))
+@pytest.mark.parametrize("release", ["bookworm", "trixie"])
+@pytest.mark.parametrize("source", ["docker", "distribution"])
+def test_bare_host_gets_the_engine(lab, provision, repository, release, source):
+    host = lab.host(f"t-engine-bare-{release}", release)
+    wanted = docker_packages(repository(host), "28.5.2", compose="no", buildx="no") if source == "docker" else packages()
+    run = provision(host, wanted)
     assert run.ok, run
     assert host.run("docker version --format '{{.Server.Version}}'").stdout.strip()
-    assert provision(host, docker_packages(apt, "28.5.2", compose="no", buildx="no")).changed == []
+    assert host.run("docker compose version", check=False).returncode == (0 if (release, source) == ("trixie", "distribution") else 1)
+    assert provision(host, wanted).changed == []
     lab.destroy(host)
 
 
