@@ -9,6 +9,7 @@ from pyinfra import host
 
 from deploys import current
 from deploys.base import base
+from deploys.cricksy import cricksy
 from deploys.docker_engine import docker_engine
 from deploys.gateway import gateway
 from deploys.mcbench import mcbench
@@ -21,3 +22,5 @@ if "gateway" in host.groups:
 if current().mcbench is not None:
     docker_engine()
     mcbench()
+if current().cricksy is not None:
+    cricksy()

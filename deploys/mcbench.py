@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyinfra import host, logger
-from pyinfra.api import DeployError, FactBase, OperationError, StringCommand, deploy, operation
+from pyinfra.api import DeployError, FactBase, StringCommand, deploy, operation
 from pyinfra.context import ctx_state
 
-from deploys import current, mcbench_health
+from deploys import current, fleet, mcbench_health
 from deploys.mcbench_store import buckets
 from facts.replicas import Replicas
 from operations import backup, certificate, cleanup, container, dpkg, nginx, replicas
@@ -432,16 +432,7 @@ def all_well() -> Generator[StringCommand, None, None]:
     pyinfra runs an operation on all hosts before the next one, but knows no order between operations of different hosts:
     one that all of them share is where they meet. Hosts that were not reached do not count: they switch when they are back.
     """
-    state = ctx_state.get()  # type: ignore[no-untyped-call]
-    fleet = {one.name for group, members in state.inventory.groups.items() if group in GROUPS for one in members}
-    failed = sorted({one.name for one in state.failed_hosts & state.activated_hosts} & fleet)
-    if failed:
-        raise OperationError(
-            f"mcbench: {', '.join(failed)} failed in this run: nothing more is switched, what is not yet serves on as it is; "
-            "put that right, or leave the host out (--exclude), and run again"
-        )
-    host.noop("no host of the fleet has failed")
-    yield from ()
+    yield from fleet.all_well._inner(system="mcbench", groups=GROUPS)
 
 
 def ask_worker(settings: Mcbench) -> tuple[Sequence[str], Sequence[str]]:

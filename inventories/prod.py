@@ -41,3 +41,14 @@ mcbench_admin_worker = [_admin]
 mcbench_render = [_render]
 mcbench_server = [_server_1, _server_2]
 mcbench_scheduler = [_admin]
+
+# cricksy: databases on a host of their own, reached with TLS; workers on others.
+_cricksy_infra = ("cricksy-infra-1", {"ssh_hostname": "192.0.2.71", "cricksy_infra_address": "10.0.0.71"})
+_cricksy_api = ("cricksy-api-1", {"ssh_hostname": "192.0.2.72"})
+_cricksy_worker_1 = ("cricksy-worker-1", {"ssh_hostname": "192.0.2.73"})
+_cricksy_worker_2 = ("cricksy-worker-2", {"ssh_hostname": "192.0.2.74"})
+
+cricksy = [_cricksy_infra, _cricksy_api, _cricksy_worker_1, _cricksy_worker_2]
+cricksy_infra = [_cricksy_infra]
+cricksy_api = [_cricksy_api]
+cricksy_worker = [_cricksy_worker_1, _cricksy_worker_2]

@@ -25,3 +25,11 @@ mcbench_worker = [_infra]
 mcbench_admin_worker = [_infra]
 mcbench_render = [_infra]
 mcbench_server = [_server]
+
+# All of cricksy on one host: nothing of it leaves loopback.
+_cricksy = ("cricksy-staging", {"ssh_hostname": "192.0.2.75", "cricksy_domain": "cricksy.staging.example.org"})
+
+cricksy = [_cricksy]
+cricksy_infra = [_cricksy]
+cricksy_api = [_cricksy]
+cricksy_worker = [_cricksy]

@@ -64,10 +64,16 @@ class RateLimit:
 
     + per_second: sustained requests per second
     + burst: how many more at once are let through without delay
+    + per_minute: instead of per_second, for less than one in a second
     """
 
-    per_second: int
-    burst: int
+    per_second: int = 0
+    burst: int = 0
+    per_minute: int = 0
+
+    @property
+    def rate(self) -> str:
+        return f"{self.per_minute}r/m" if self.per_minute else f"{self.per_second}r/s"
 
 
 @dataclass(frozen=True)
@@ -152,10 +158,9 @@ def _location_faults(location: Location, upstreams: Sequence[str]) -> list[str]:
         faults.append(f"{where}: timeout_seconds must be at least 1, got {location.timeout_seconds!r}")
     if location.max_body_size is not None and location.max_body_size < 0:
         faults.append(f"{where}: max_body_size must be 0 (no limit) or bytes, got {location.max_body_size!r}")
-    if location.rate_limit and (location.rate_limit.per_second < 1 or location.rate_limit.burst < 0):
-        faults.append(
-            f"{where}: rate_limit needs per_second >= 1 and burst >= 0, got {location.rate_limit!r}"
-        )
+    limit = location.rate_limit
+    if limit and (min(limit.per_second, limit.per_minute, limit.burst) < 0 or bool(limit.per_second) == bool(limit.per_minute)):
+        faults.append(f"{where}: rate_limit needs per_second >= 1 or per_minute >= 1, and burst >= 0, got {limit!r}")
     for network in location.networks or ():
         if not _is_network(network):
             faults.append(f"{where}: not a network: {network!r}")

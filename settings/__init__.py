@@ -15,6 +15,7 @@ reference.py       writes docs/settings.md
 from settings.backup import Backup
 from settings.base import Admin, Base
 from settings.certificate import Certificate
+from settings.cricksy import Cricksy
 from settings.docker import AddressPool, Docker, Registry
 from settings.errors import Fault, SettingsError
 from settings.exposure import Port
@@ -30,6 +31,7 @@ __all__ = [
     "Backup",
     "Base",
     "Certificate",
+    "Cricksy",
     "Docker",
     "Fault",
     "Gateway",

@@ -60,7 +60,7 @@ def _long_enough(value: Secret) -> Secret:
 def _version(value: str) -> str:
     """A release must mean the same code tomorrow: a tag or a full commit, never a branch."""
     if re.fullmatch(rf"(?:origin/|refs/heads/)?(?:{_BRANCHES})|refs/heads/.*|origin/.*", value):
-        raise broken("must be a tag or a full commit, not a branch", "write gateway_version = 'v1.4.0'")
+        raise broken("must be a tag or a full commit, not a branch", "write a version such as 'v1.4.0'")
     if re.fullmatch(r"(?=.*[a-f])[0-9a-f]{7,39}", value):
         raise broken("must be a full commit of 40 characters, or a tag")
     if value and (
@@ -84,6 +84,9 @@ def _default_drain(fields: dict[str, Any]) -> int:
     return int(fields.get("request_timeout_seconds", 300)) + 30
 
 
+Repository = Annotated[str, AfterValidator(_repository)]
+Version = Annotated[str, AfterValidator(_version)]
+"""A tag or a full commit, never a branch."""
 ApiKey = Annotated[Secret, AfterValidator(_long_enough)]
 Seconds = Annotated[int, Field(ge=1, le=86400)]
 Path = Annotated[str, matching(r"/[A-Za-z0-9._~/-]*", "must be a URL path such as '/health'")]
@@ -98,10 +101,10 @@ class Gateway(Section):
     extra_domains: Many[WildcardDomain] = Field((), description="further names of the same site")
 
     source: Literal["git", "archive"] = Field("git", description="where releases come from")
-    repository: Annotated[str, AfterValidator(_repository)] = Field(
+    repository: Repository = Field(
         "", description="git repository; required for git"
     )
-    version: Annotated[str, AfterValidator(_version)] = Field(
+    version: Version = Field(
         "", description="tag or full commit; required for git, a label for an archive"
     )
     archive_url: Annotated[str, matching(r"(?:(?:https|http|file)://[^\s]+)?", "must be a URL")] = Field(

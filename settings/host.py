@@ -12,6 +12,9 @@ from settings import inventory
 from settings.backup import Backup
 from settings.base import Base
 from settings.certificate import Certificate
+from settings.cricksy import GROUPS as CRICKSY_GROUPS
+from settings.cricksy import Cricksy
+from settings.cricksy import fleet_faults as cricksy_faults
 from settings.docker import Docker
 from settings.errors import Fault, SettingsError
 from settings.exposure import Port
@@ -30,10 +33,10 @@ COMMON: dict[str, type[Section]] = {
 }
 """Sections of every host."""
 
-SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench}
+SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench, "cricksy": Cricksy}
 """Sections of the hosts in the groups of a system. A new system is added here and as a field of Host."""
 
-SYSTEM_GROUPS: dict[str, tuple[str, ...]] = {"gateway": ("gateway",), "mcbench": MCBENCH_GROUPS}
+SYSTEM_GROUPS: dict[str, tuple[str, ...]] = {"gateway": ("gateway",), "mcbench": MCBENCH_GROUPS, "cricksy": CRICKSY_GROUPS}
 """The groups whose hosts a system runs on: one of its own name, or one for each of its roles."""
 
 SECTIONS = COMMON | SYSTEMS
@@ -59,6 +62,7 @@ class Host:
     docker: Docker
     gateway: Gateway | None = None
     mcbench: Mcbench | None = None
+    cricksy: Cricksy | None = None
 
     @property
     def systems(self) -> tuple[Section, ...]:
@@ -118,6 +122,7 @@ def load_fleet(
         faults += its_faults
     if not faults:  # rules between hosts need whole ones
         faults += fleet_faults({name: host.mcbench for name, host in loaded.items() if host.mcbench})
+        faults += cricksy_faults({name: host.cricksy for name, host in loaded.items() if host.cricksy})
     if faults:
         raise SettingsError(faults)
     return loaded
@@ -171,6 +176,7 @@ def _backup_faults(host: Host) -> Iterator[Fault]:
     has_data = {
         "the gateway": host.gateway is not None,
         "mcbench": host.mcbench is not None and bool({"postgres", "object"} & set(host.mcbench.components)),
+        "cricksy": host.cricksy is not None and (host.cricksy.runs_postgres or host.cricksy.runs_redis),
     }
     wanted = [system for system, needs in has_data.items() if needs]
     if wanted and host.backup.enabled and not host.backup.password:
@@ -187,6 +193,13 @@ def _backup_faults(host: Host) -> Iterator[Fault]:
             "is required to back up mcbench",
             host=host.name,
             hint="write mcbench_postgres_backup_password = 'env:MCBENCH_POSTGRES_BACKUP_PASSWORD', or backup_enabled = False",
+        )
+    if host.cricksy and host.cricksy.runs_postgres and host.backup.enabled and not host.cricksy.postgres_backup_password:
+        yield Fault(
+            "cricksy_postgres_backup_password",
+            "is required to back up cricksy",
+            host=host.name,
+            hint="write cricksy_postgres_backup_password = 'env:CRICKSY_POSTGRES_BACKUP_PASSWORD', or backup_enabled = False",
         )
 
 
@@ -207,6 +220,11 @@ def _domain_faults(host: Host) -> Iterator[Fault]:
         for domain in host.mcbench.domains:
             if domain in host.gateway.domains:
                 yield Fault("gateway_domain", "must not be a name of mcbench on the same host", domain, host=host.name)
+    if host.cricksy:
+        others = [*(host.gateway.domains if host.gateway else ()), *(host.mcbench.domains if host.mcbench else ())]
+        for domain in host.cricksy.domains:
+            if domain in others:
+                yield Fault("cricksy_domain", "must not be a name of another system on the same host", domain, host=host.name)
 
 
 def _sysctl_faults(host: Host) -> Iterator[Fault]:
@@ -226,7 +244,11 @@ def _debug_faults(host: Host) -> Iterator[Fault]:
 
 
 def _certificate_faults(host: Host) -> Iterator[Fault]:
-    domains = [*(host.gateway.domains if host.gateway else ()), *(host.mcbench.domains if host.mcbench else ())]
+    domains = [
+        *(host.gateway.domains if host.gateway else ()),
+        *(host.mcbench.domains if host.mcbench else ()),
+        *(host.cricksy.domains if host.cricksy else ()),
+    ]
     if not domains or host.certificate.mode != "acme":
         return
     if not host.certificate.email:

@@ -22,3 +22,11 @@ mcbench_limits = {
     "postgres": {"cpus": 1, "memory_mb": 1024},
     "object": {"cpus": 1, "memory_mb": 1024},
 }
+
+cricksy_domain = "cricksy.test"
+cricksy_flower_domain = "flower.cricksy.test"
+cricksy_cors_origins = ["http://localhost:5173"]
+cricksy_log_level = "DEBUG"
+cricksy_s3_endpoint_url = "http://192.0.2.63:9000"
+cricksy_s3_is_aws_like = False
+cricksy_worker_allow_more_than_cores = True

@@ -29,3 +29,19 @@ backup_offsite_env = {
     "AWS_ACCESS_KEY_ID": "env:BACKUP_S3_ID",
     "AWS_SECRET_ACCESS_KEY": "env:BACKUP_S3_SECRET",
 }
+
+cricksy_domain = "cricksy.example.org"
+cricksy_flower_domain = "cricksy-flower.example.org"
+cricksy_flower_networks = ["192.0.2.0/24"]
+cricksy_cors_origins = ["https://app.example.org"]
+cricksy_s3_bucket = "cricksy-uploads-prod"
+cricksy_s3_region = "eu-central-1"
+cricksy_s3_manage_bucket = True
+cricksy_postgres_host = "10.0.0.71"
+cricksy_redis_host = "10.0.0.71"
+cricksy_infra_networks = ["10.0.0.0/24"]
+cricksy_infra_ca = "file:secrets/cricksy.yaml#ca"
+cricksy_infra_certificate = "file:secrets/cricksy.yaml#certificate"
+cricksy_infra_key = "file:secrets/cricksy.yaml#key"
+cricksy_worker_instances = 2
+cricksy_hsts_seconds = 31536000

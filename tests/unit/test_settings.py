@@ -26,7 +26,7 @@ GOOD = {
 }
 REFERENCE = "write a reference: 'env:NAME', 'file:PATH#KEY', 'sops:PATH#KEY' or 'age:PATH#KEY'"
 NOT_A_BRANCH = (
-    "must be a tag or a full commit, not a branch on host web1, got {!r}, write gateway_version = 'v1.4.0'"
+    "must be a tag or a full commit, not a branch on host web1, got {!r}, write a version such as 'v1.4.0'"
 )
 SHA256 = "a" * 64
 ADMIN = {"name": "ann", "keys": ["ssh-ed25519 AAAAC3Nz ann@laptop"]}

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ HERE = Path(__file__).parent
 
 # Oldest first. The bad ones come after the good ones, as they would in life.
 GATEWAY_GOOD = ("v1.0.0", "v1.1.0")
+CRICKSY = ("v1.0.0", "v1.1.0", "v1.2.0-unhealthy")
 GATEWAY_BAD = ("v1.2.0-does-not-start", "v1.2.1-unhealthy", "v1.2.2-dies")
 
 
@@ -60,16 +62,34 @@ def _tree(version: str, at: Path) -> None:
         raise ValueError(f"no release {version!r} of the gateway")
 
 
+def _cricksy_tree(version: str, at: Path) -> None:
+    """Lay out one release of cricksy: the common source, and over it what this release and the good one before change."""
+    source = HERE / "cricksy"
+    copy = {"dirs_exist_ok": True, "copy_function": shutil.copyfile, "ignore": shutil.ignore_patterns("__pycache__")}
+    shutil.copytree(source / "backend", at / "backend", **copy)
+    for overlay in CRICKSY[1 : CRICKSY.index(version) + 1]:
+        shutil.copytree(source / "releases" / overlay, at, **copy)
+
+
 def gateway_repository(directory: Path) -> Repository:
     """Make ``directory/gateway.git`` with one tagged commit per release; ``directory`` may be served as it is."""
-    work, bare = directory / "gateway-work", directory / "gateway.git"
+    return _repository(directory, "gateway", GATEWAY_GOOD + GATEWAY_BAD, _tree)
+
+
+def cricksy_repository(directory: Path) -> Repository:
+    """Make ``directory/cricksy.git`` likewise."""
+    return _repository(directory, "cricksy", CRICKSY, _cricksy_tree)
+
+
+def _repository(directory: Path, called: str, versions: Sequence[str], lay_out: Callable[[str, Path], None]) -> Repository:
+    work, bare = directory / f"{called}-work", directory / f"{called}.git"
     for old in (work, bare):
         shutil.rmtree(old, ignore_errors=True)
     work.mkdir(parents=True)
     _git("init", "--quiet", "--initial-branch=main", at=work)
     commits = {}
-    for version in GATEWAY_GOOD + GATEWAY_BAD:
-        _tree(version, work)
+    for version in versions:
+        lay_out(version, work)
         _git("add", "--all", at=work)
         _git("commit", "--quiet", "--message", f"Release {version}", at=work)
         _git("tag", "--annotate", "--message", version, version, at=work)

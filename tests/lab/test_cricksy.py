@@ -1,0 +1,346 @@
+"""cricksy on three hosts: an image that is uploaded by a presigned URL comes back as its text, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import apps, network
+from tests.lab.authority import Authority
+from tests.lab.ceph import Ceph
+from tests.lab.hosts import LabHost
+from tests.lab.lab import Lab
+from tests.lab.provision import Run
+from tests.lab.s3server import S3Server
+from tests.lab.state import REPOSITORY, wait_for
+
+DOMAIN, FLOWER = "cricksy.example.test", "flower.example.test"
+DEPLOY = "from deploys.cricksy import cricksy\ncricksy()\n"
+IMAGE, TEXT = REPOSITORY / "files/tesseract/sample.png", "4711 0815 2026"
+SECRETS = {
+    "CRICKSY_POSTGRES_PASSWORD": "canary-postgres/p@ss#word",
+    "CRICKSY_POSTGRES_OWNER_PASSWORD": "canary-owner-password-1",
+    "CRICKSY_POSTGRES_BACKUP_PASSWORD": "canary-reader-password",
+    "CRICKSY_REDIS_PASSWORD": "canary/redis#pass@word",
+    "CRICKSY_REDIS_ADMIN_PASSWORD": "canary-redis-admin-password",
+    "CRICKSY_FLOWER_PASSWORD": "canary-flower-password",
+    "CRICKSY_S3_ACCESS_KEY": "canaryaccesskey",
+    "CRICKSY_S3_SECRET_KEY": "canary-s3-secret-key",
+    "BACKUP_PASSWORD": "canary-backup-password-of-the-lab",
+}
+
+
+class Fleet:
+    """``front`` has the databases and the API, ``workers`` are two hosts; or all of it is on ``front`` alone."""
+
+    def __init__(self, lab: Lab, provision: Callable[..., Run], directory: Path, s3_url: str, alone: bool = False) -> None:
+        self._provision = provision
+        parts = ("alone",) if alone else ("front", "one", "two")
+        self.front, *self.workers = self.hosts = lab.boot_all(*((f"t-cricksy-{part}", "bookworm", "packages") for part in parts))
+        apps.cricksy_repository(directory)
+        self.repository = lab.serve(directory, port=8099 if alone else 8098) + "/cricksy.git"
+        self.s3_url = s3_url
+        self.s3: S3Server | None = None
+        authority = Authority(directory / "authority")
+        certificate, key = authority.issue(self.front.address, "127.0.0.1")
+        self.secrets = {**SECRETS, "CRICKSY_CA": authority.certificate, "CRICKSY_CERTIFICATE": certificate, "CRICKSY_KEY": key}
+
+    def run(self, deploy: str | Path = DEPLOY, dry: bool = False, limit: str | None = None, **settings: object) -> Run:
+        """Run pyinfra over the three hosts; keyword arguments are settings without their prefix."""
+        address = self.front.address
+        own = {
+            "repository": self.repository,
+            "version": "v1.0.0",
+            "domain": DOMAIN,
+            "flower_domain": FLOWER,
+            "cors_origins": ["https://app.example.test"],
+            "postgres_host": address,
+            "redis_host": address,
+            "postgres_memory_mb": 256,
+            "s3_endpoint_url": self.s3_url,
+            "s3_manage_bucket": True,
+            "infra_networks": [f"{host.address}/32" for host in self.hosts],
+            "infra_ca": "env:CRICKSY_CA",
+            "infra_certificate": "env:CRICKSY_CERTIFICATE",
+            "infra_key": "env:CRICKSY_KEY",
+            "worker_instances": 1,
+            "worker_concurrency": 2,
+            "settle_seconds": 2,
+            "drain_seconds": 20,
+            "initiate_per_minute": 0,
+            "health_counts": "SELECT state, count(*) FROM upload GROUP BY state",
+            "s3_admin_access_key": "env:CRICKSY_S3_ACCESS_KEY",
+            "s3_admin_secret_key": "env:CRICKSY_S3_SECRET_KEY",
+            **{
+                key: f"env:CRICKSY_{key.upper()}"
+                for key in (
+                    "postgres_password", "postgres_owner_password", "postgres_backup_password", "redis_password",
+                    "redis_admin_password", "flower_password", "s3_access_key", "s3_secret_key",
+                )
+            },
+            **settings,
+        }  # fmt: skip
+        return self._provision(
+            list(self.hosts),
+            deploy,
+            data={
+                "certificate_mode": "self-signed",
+                "backup_password": "env:BACKUP_PASSWORD",
+                **{f"cricksy_{key}": value for key, value in own.items()},
+            },
+            groups={"cricksy_infra": [self.front], "cricksy_api": [self.front], "cricksy_worker": self.workers or [self.front]},
+            host_data={self.front.name: {"cricksy_infra_address": address}} if self.workers else {},
+            env=self.secrets,
+            dry=dry,
+            limit=limit,
+        )
+
+    def pids(self) -> dict[str, str]:
+        """The main process of every service that is ours."""
+        found = {}
+        for host in self.hosts:
+            units = "'cricksy-*' 'redis-server@*' 'postgresql@*' nginx.service"
+            listed = host.run(f"systemctl list-units --type=service --state=active --plain --no-legend {units}").stdout
+            for unit in (line.split()[0] for line in listed.splitlines()):
+                found[f"{host.name}/{unit}"] = host.run(f"systemctl show -p MainPID --value {unit}").stdout.strip()
+        return found
+
+
+@pytest.fixture(scope="module")
+def fleet(lab: Lab, provision: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    s3 = S3Server(lab.slot, network.gateway(lab.slot), lets_in=True).start()
+    made = Fleet(lab, provision, tmp_path_factory.mktemp("cricksy"), s3.url)
+    made.s3 = s3
+    yield made
+    s3.stop()
+    for host in made.hosts:
+        lab.destroy(host)
+
+
+def ask(fleet: Fleet, source: LabHost, path: str, *options: str, domain: str = DOMAIN) -> tuple[int, str]:
+    """Ask over https for a path, the front itself by loopback; return the status and the body."""
+    to = "127.0.0.1" if source is fleet.front else fleet.front.address
+    command = ["curl", "-sk", "-m", "20", "-w", "\\n%{http_code}", "--resolve", f"{domain}:443:{to}", *options, f"https://{domain}{path}"]
+    body, _, code = source.run(shlex.join(command), check=False).stdout.rpartition("\n")
+    return int(code or 0), body
+
+
+def upload(fleet: Fleet, source: LabHost, seconds: float = 0) -> str:
+    """Announce, upload and hand over the image; return its id."""
+    status, body = ask(fleet, source, "/api/uploads/initiate", "-X", "POST")
+    assert status == 200, body
+    announced = json.loads(body)
+    source.run(f"curl -fsS -m 20 -T /root/image.png {shlex.quote(announced['url'])}")
+    status, body = ask(fleet, source, f"/api/uploads/{announced['id']}/complete?seconds={seconds}", "-X", "POST")
+    assert status == 200, body
+    return str(announced["id"])
+
+
+def read(fleet: Fleet, source: LabHost, image: str, seconds: float = 60) -> dict[str, object]:
+    """Wait until an upload is read, and return all that is known of it."""
+    found: dict[str, object] = {}
+
+    def is_done() -> bool:
+        found.update(json.loads(ask(fleet, source, f"/api/uploads/{image}")[1]))
+        return found["state"] == "done"
+
+    wait_for(f"upload {image}", is_done, seconds, pause=0.3)
+    return found
+
+
+@pytest.fixture(scope="module")
+def client(fleet: Fleet, stranger: LabHost) -> LabHost:
+    """A host that is none of the system's, with the image."""
+    encoded = IMAGE.read_bytes().hex()
+    stranger.run("python3 -c 'import sys; open(\"/root/image.png\", \"wb\").write(bytes.fromhex(sys.stdin.read()))'", input=encoded)
+    return stranger
+
+
+def test_bare_hosts_read_an_image(fleet, client):
+    run = fleet.run()
+    assert run.ok, run
+    for host in fleet.workers:
+        wait_for("workers", lambda host=host: host.run("systemctl is-active cricksy-worker@1", check=False).stdout == "active\n", 10)
+    images = [upload(fleet, client) for _ in range(6)]
+    found = [read(fleet, client, image) for image in images]
+    assert [one["text"] for one in found] == [TEXT] * 6
+    assert {one["executions"][0]["version"] for one in found} == {"1.0.0"}
+
+    before = fleet.pids()
+    assert len([name for name in before if "cricksy-worker@" in name]) == 2, before
+    again = fleet.run()
+    assert (again.ok, again.changed) == (True, []), again
+    assert fleet.run(dry=True).changed == []
+    assert fleet.pids() == before
+
+
+def test_services_are_sealed_and_nobody_else_comes_in(fleet, client):
+    for host, unit in (
+        (fleet.front, f"cricksy-api-{colour(fleet)}"), (fleet.front, "cricksy-flower"), (fleet.workers[0], "cricksy-worker@1"),
+    ):  # fmt: skip
+        exposure = host.run(f"systemd-analyze security --no-pager {unit}.service").stdout.splitlines()[-1]
+        assert float(exposure.split(": ")[1].split()[0]) <= 1.5, f"{unit}: {exposure}"
+    assert fleet.workers[0].run("systemctl show -p TimeoutStopUSec --value cricksy-worker@1").stdout == "5min 30s\n"
+    environment = fleet.workers[0].run("tr '\\0' '\\n' </proc/$(systemctl show -p MainPID --value cricksy-worker@1)/environ").stdout
+    assert "OMP_THREAD_LIMIT=1" in environment.splitlines()
+    assert "rediss://cricksy:" in environment
+    # the account of API and workers changes no table
+    url = next(line for line in environment.splitlines() if line.startswith("DATABASE_URL="))
+    python = fleet.workers[0].run("ls -d /opt/cricksy/releases/v1.0.0-*/venv/bin/python").stdout.strip()
+    program = "import os, psycopg; psycopg.connect(os.environ['DATABASE_URL']).execute('DROP TABLE upload')"
+    refused = fleet.workers[0].run(f"{shlex.quote(url)} PGSSLROOTCERT=/etc/cricksy/ca.pem {python} -c {shlex.quote(program)} 2>&1".replace("'DATABASE_URL=", "env 'DATABASE_URL=", 1), check=False)
+    assert "must be owner of table upload" in refused.stdout, refused.stdout
+    # Flower: by its account, and from declared networks only
+    assert ask(fleet, client, "/", domain=FLOWER)[0] == 403
+    assert ask(fleet, fleet.front, "/", domain=FLOWER)[0] == 401
+    status, body = ask(fleet, fleet.front, "/", "-u", f"cricksy:{SECRETS['CRICKSY_FLOWER_PASSWORD']}", domain=FLOWER)
+    assert (status, "Flower" in body) == (200, True)
+    for host in fleet.hosts:
+        assert host.run("ss -Hltn 'sport = :5555'").stdout.split()[3:4] in ([], ["127.0.0.1:5555"])
+
+
+def test_health_says_what_is_wrong(fleet):
+    said = fleet.front.run("cricksy-health", timeout=90).stdout
+    assert [line.split(":")[0] for line in said.splitlines()] == ["ok   api", "ok   broker", "ok   database", "ok   s3"], said
+    assert "done 6" in said
+    fleet.workers[0].run("mkdir -p /var/lib/prometheus/node-exporter && systemctl start cricksy-health.service", timeout=120)
+    figures = fleet.workers[0].read("/var/lib/prometheus/node-exporter/cricksy.prom").splitlines()
+    assert 'cricksy_uploads{status="done"} 6' in figures
+    assert 'cricksy_queue_depth{queue="celery"} 0' in figures
+    fleet.front.run("systemctl stop redis-server@cricksy-broker")
+    broken = fleet.workers[0].run("cricksy-health", check=False, timeout=120)
+    fleet.front.run("systemctl start redis-server@cricksy-broker")
+    assert (broken.returncode, "FAIL broker" in broken.stdout) == (1, True), broken.stdout
+    assert "canary" not in broken.stdout + broken.stderr
+
+
+def colour(fleet: Fleet) -> str:
+    """The colour that serves."""
+    return fleet.front.run("readlink /etc/cricksy-api/active.sock").stdout.split("-")[2].split("/")[0]
+
+
+def test_announcing_is_limited_and_pages_are_named(fleet, client):
+    assert fleet.run(initiate_per_minute=10, initiate_burst=2, limit="cricksy_api").ok
+    said = [ask(fleet, client, "/api/uploads/initiate", "-X", "POST")[0] for _ in range(8)]
+    assert said.count(200) in (3, 4), said
+    assert said[-1] == 429
+    assert ask(fleet, client, "/api/health")[0] == 200
+    allowed = ask(fleet, client, "/api/health", "-i", "-H", "Origin: https://app.example.test")[1]
+    assert "access-control-allow-origin: https://app.example.test" in allowed.lower()
+    other = ask(fleet, client, "/api/health", "-i", "-H", "Origin: https://other.example.test")[1]
+    assert "access-control-allow-origin" not in other.lower()
+    assert fleet.s3 is not None
+    rules = fleet.s3.client("s3").get_bucket_cors(Bucket="cricksy-uploads")["CORSRules"]
+    assert rules[0]["AllowedOrigins"] == ["https://app.example.test"]
+
+
+@pytest.mark.soak
+def test_upgrade_bad_release_and_rollback_lose_no_task(fleet, client):
+    assert fleet.run().ok
+    slow = [upload(fleet, client, seconds=3) for _ in range(8)]
+    run = fleet.run(version="v1.1.0")
+    assert run.ok, run
+    assert {"cricksy | Migrate the database", "cricksy | Roll out workers", "cricksy | Roll out the API"} <= set(run.changed)
+    assert json.loads(ask(fleet, client, "/api/health")[1])["version"] == "1.1.0"
+    assert [read(fleet, client, image)["text"] for image in slow] == [TEXT] * 8
+
+    before = fleet.pids()
+    more = [upload(fleet, client) for _ in range(4)]
+    bad = fleet.run(version="v1.2.0-unhealthy")
+    assert not bad.ok
+    assert "canary" not in bad.stdout + bad.stderr
+    assert json.loads(ask(fleet, client, "/api/health")[1])["version"] == "1.1.0"
+    assert [read(fleet, client, image)["text"] for image in more] == [TEXT] * 4
+    api = f"{fleet.front.name}/cricksy-api-{colour(fleet)}.service"
+    assert fleet.pids()[api] == before[api]
+    assert fleet.run(version="v1.1.0").ok
+
+    more = [upload(fleet, client, seconds=2) for _ in range(6)]
+    back = fleet.run("from deploys.cricksy import rollback\nrollback()\n", version="v1.1.0")
+    assert back.ok, back
+    assert json.loads(ask(fleet, client, "/api/health")[1])["version"] == "1.0.0"
+    assert [read(fleet, client, image)["text"] for image in more] == [TEXT] * 6
+    assert read(fleet, client, upload(fleet, client))["executions"][0]["version"] == "1.0.0"
+    assert fleet.run().changed == []
+
+
+@pytest.mark.soak
+def test_scaling_kills_and_restarts_lose_no_task(fleet, client):
+    # a task of a worker that was killed is another one's after this time, which must be longer than any task takes
+    lost = {"extra_env": {"CRICKSY_VISIBILITY_SECONDS": "30"}, "task_time_limit": 25, "task_soft_time_limit": 20}
+    assert fleet.run(**lost).ok
+    images = [upload(fleet, client, seconds=1) for _ in range(40)]
+    assert fleet.run("from deploys.cricksy import scale\nscale(count=3)\n", **lost).ok
+    assert len([name for name in fleet.pids() if "cricksy-worker@" in name]) == 6
+    fleet.workers[0].run("systemctl kill -s KILL cricksy-worker@1")
+    fleet.front.run("systemctl restart redis-server@cricksy-broker")
+    images += [upload(fleet, client, seconds=1) for _ in range(10)]
+    fleet.front.run("systemctl restart postgresql@15-main")
+    assert fleet.run("from deploys.cricksy import scale\nscale(count=1)\n", **lost).ok
+    assert [read(fleet, client, image, 180)["text"] for image in images] == [TEXT] * len(images)
+    wait_for("spare workers to end", lambda: len([name for name in fleet.pids() if "cricksy-worker@" in name]) == 2, 60)
+    assert fleet.run(**lost).changed == []
+    assert fleet.run().ok
+
+
+@pytest.mark.soak
+def test_hung_worker_is_found_and_started_anew(fleet, client):
+    assert fleet.run().ok
+    host = fleet.workers[0]
+    pid = host.run("systemctl show -p MainPID --value cricksy-worker@1").stdout.strip()
+    host.run(f"kill -STOP {pid}")
+    for _ in range(3):
+        host.run("systemctl start cricksy-worker-check.service", timeout=120)
+    said = host.run("journalctl -u cricksy-worker-check --no-pager -o cat").stdout
+    assert "cricksy-worker@1 is hung" in said, said
+    wait_for(
+        "the worker",
+        lambda: host.run("systemctl show -p MainPID --value cricksy-worker@1").stdout.strip() not in (pid, "0"),
+        30,
+    )
+    assert fleet.run().changed == []
+    assert read(fleet, client, upload(fleet, client))["text"] == TEXT
+
+
+@pytest.mark.soak
+def test_one_host_and_a_server_that_checks_signatures(lab, provision, client, tmp_path):
+    """What moto lets pass on the three hosts: real signatures, policies and preflights, by Ceph."""
+    ceph_host = lab.host("t-cricksy-ceph")
+    ceph = Ceph(ceph_host).start()
+    keys = ceph.user("cricksy")
+    fleet = Fleet(lab, provision, tmp_path, ceph.url, alone=True)
+    try:
+        fleet.secrets |= {"CRICKSY_S3_ACCESS_KEY": keys.access_key, "CRICKSY_S3_SECRET_KEY": keys.secret_key}
+        own = {
+            "postgres_host": "127.0.0.1", "redis_host": "127.0.0.1", "s3_region": "default", "s3_is_aws_like": False,
+            "worker_concurrency": 1,
+        }  # fmt: skip
+        assert "cricksy | Run PostgreSQL" in fleet.run(dry=True, **own).changed
+        run = fleet.run(**own)
+        assert run.ok, run
+        assert read(fleet, client, upload(fleet, client))["text"] == TEXT
+        again = fleet.run(**own)
+        assert (again.ok, again.changed) == (True, []), again
+        # nothing of it but https leaves the host
+        assert "0.0.0.0:6379" not in fleet.front.run("ss -Hltn").stdout
+        beyond = {line.split()[3] for line in fleet.front.run("ss -Hltn").stdout.splitlines()}
+        assert {one for one in beyond if not one.startswith(("127.", "[::1]"))} <= {"0.0.0.0:22", "[::]:22", "0.0.0.0:80", "[::]:80", "0.0.0.0:443", "[::]:443"}
+
+        announced = json.loads(ask(fleet, client, "/api/uploads/initiate", "-X", "POST")[1])
+        put = "curl -s -o /dev/null -w '%{{http_code}}' -m 20 {} {}"
+        forged = announced["url"].replace("X-Amz-Signature=", "X-Amz-Signature=0")
+        assert client.run(put.format("-T /root/image.png", shlex.quote(forged))).stdout == "403"
+        assert client.run(put.format("-T /root/image.png", shlex.quote(announced["url"]))).stdout == "200"
+        plain = shlex.quote(announced["url"].split("?")[0])
+        assert client.run(put.format("", plain)).stdout == "403"
+        assert client.run(put.format("", shlex.quote(f"{ceph.url}/cricksy-uploads"))).stdout == "403"
+        preflight = "-X OPTIONS -H 'Access-Control-Request-Method: PUT' -H 'Origin: {}'"
+        assert client.run(put.format(preflight.format("https://app.example.test"), plain)).stdout == "200"
+        assert client.run(put.format(preflight.format("https://other.example.test"), plain)).stdout == "403"
+    finally:
+        for host in (*fleet.hosts, ceph_host):
+            lab.destroy(host)
