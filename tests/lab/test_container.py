@@ -264,17 +264,85 @@ def test_every_field_reaches_the_engine(site):
     assert site.inspect()["Id"] == found["Id"]
 
 
+def test_update_of_every_field_reaches_the_engine(site):
+    """The spec before had other values everywhere."""
+    other = Spec(
+        image=site.push("3", environment={"MADE": "last"}),
+        entrypoint=("/bin/lamp",),
+        command=("a word", "$HOME"),
+        environment=Secret("LAMP=three\n"),
+        mounts=(Mount("data", "/elsewhere", read_only=True),),
+        networks=(Network("back", ("bulb",)),),
+        publish=(Publish(8090, 8080),),
+        labels={"shade": "blue"},
+        cpus=0.25,
+        memory_mb=48,
+        pids=30,
+        restart="always",
+        health=Health(("test", "-e", "/tmp/well", "-a", "-n", "a b"), interval_seconds=2, timeout_seconds=9, retries=5, start_seconds=3),
+        log=Log(driver="journald"),
+        user="65533",
+        groups=("4321", "5"),
+        cap_drop=(),
+        cap_add=("CHOWN",),
+        no_new_privileges=False,
+        tmpfs=("/tmp:size=2m,mode=1777",),
+        shm_mb=16,
+        stop_signal="SIGTERM",
+        stop_seconds=3,
+        hostname="candle",
+        extra_hosts={"db": "10.3.2.1"},
+    )
+    before = site.inspect()["Id"]
+    assert site.owed(other) == ["its spec differs"]
+    done = site.converge(other)
+    assert done.returncode == 0, done.stderr
+    assert site.owed(other) == []
+    found = site.inspect()
+    assert found["Id"] != before
+    limits, config = found["HostConfig"], found["Config"]
+    assert found["Image"] == site.host.run(f"docker image inspect -f '{{{{.Id}}}}' {other.image}").stdout.strip()
+    assert (config["Entrypoint"], config["Cmd"]) == (["/bin/lamp"], ["a word", "$HOME"])
+    assert {"LAMP=three", "MADE=last"} <= set(config["Env"])
+    assert [(one["Name"], one["Destination"], one["RW"]) for one in found["Mounts"]] == [("data", "/elsewhere", False)]
+    networks = found["NetworkSettings"]["Networks"]
+    assert {name: set(one["Aliases"]) - {found["Id"][:12], "candle"} for name, one in networks.items()} == {"back": {"bulb"}}
+    assert limits["PortBindings"] == {"8080/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8090"}]}
+    assert (config["Labels"]["shade"], "colour" in config["Labels"]) == ("blue", False)
+    assert (limits["NanoCpus"], limits["Memory"], limits["MemorySwap"]) == (250_000_000, 48 << 20, 48 << 20)
+    assert (limits["PidsLimit"], limits["ShmSize"], limits["RestartPolicy"]["Name"]) == (30, 16 << 20, "always")
+    health = config["Healthcheck"]
+    assert health["Test"] == ["CMD-SHELL", "test -e /tmp/well -a -n 'a b'"]
+    assert [health[key] / 10**9 for key in ("Interval", "Timeout", "StartPeriod")] == [2, 9, 3]
+    assert health["Retries"] == 5
+    assert limits["LogConfig"]["Type"] == "journald"
+    assert "lamp three with" in site.host.run("journalctl -o cat CONTAINER_NAME=lamp.new CONTAINER_NAME=lamp").stdout
+    assert (config["User"], limits["GroupAdd"]) == ("65533", ["4321", "5"])
+    assert (limits["CapDrop"] or [], [one.removeprefix("CAP_") for one in limits["CapAdd"]]) == ([], ["CHOWN"])
+    assert (limits["SecurityOpt"] or [], limits["ReadonlyRootfs"]) == ([], False)
+    assert limits["Tmpfs"] == {"/tmp": "size=2m,mode=1777"}
+    assert (config["StopSignal"], config["StopTimeout"]) == ("SIGTERM", 3)
+    assert (config["Hostname"], limits["ExtraHosts"]) == ("candle", ["db:10.3.2.1"])
+
+
 def test_unset_of_every_field_leaves_nothing_of_it(lamp):
     """The spec before had everything; what the plain one does not name is as the engine has it."""
     found = lamp.inspect()
     limits, config = found["HostConfig"], found["Config"]
-    assert (limits["NanoCpus"], limits["Memory"], limits["PidsLimit"] or 0) == (0, 0, 0)
+    assert (limits["NanoCpus"], limits["Memory"], limits["MemorySwap"], limits["PidsLimit"] or 0) == (0, 0, 0, 0)
+    assert limits["ShmSize"] == 64 << 20
     assert not limits["PortBindings"]
     assert not found["Mounts"]
+    assert [key for key in ("Tmpfs", "ExtraHosts", "GroupAdd", "CapAdd") if limits.get(key)] == []
+    assert (limits["CapDrop"], limits["SecurityOpt"], limits["ReadonlyRootfs"]) == (["ALL"], ["no-new-privileges"], False)
+    assert limits["RestartPolicy"] == {"Name": "unless-stopped", "MaximumRetryCount": 0}
+    assert limits["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}
     assert set(found["NetworkSettings"]["Networks"]) == {"bridge"}
-    assert config["User"] == ""
-    assert config["StopTimeout"] == 5
+    assert (config["User"], config["Hostname"]) == ("", found["Id"][:12])
+    assert (config["Entrypoint"], config["Cmd"]) == (None, ["/bin/lamp"])
+    assert (config["StopSignal"], config["StopTimeout"]) == ("SIGTERM", 5)
     assert "ODD" not in "".join(config["Env"])
+    assert {key.partition(".")[0] for key in config["Labels"]} == {"hostwright"}
 
 
 IN_PLACE = {  # damage: whether the same process goes on
