@@ -206,15 +206,33 @@ def test_an_emptied_bucket_is_not_stored(declared, s3):
     assert f"holds no object, and {len(OBJECTS)} when copy" in none.stderr
 
 
-def test_a_drill_catches_an_object_that_is_another_one(declared, s3):
+# how to spoil a copy, and what is said of it
+SPOILT = {
+    "other content": ("printf spoilt > data/runs/7/result.json", "bytes, recorded"),
+    "other bytes": ("printf '{\"run\": 8}' > data/runs/7/result.json", "sha256 differs"),
+    "truncated": ("truncate -s 100 'data/Bild mit Ümlaut & more.png'", "bytes, recorded"),
+    "one missing": ("rm data/deep/er/still/empty", f"objects: {len(OBJECTS) - 1}, recorded {len(OBJECTS)}"),
+    "empty": ("rm -r data && mkdir data", f"objects: 0, recorded {len(OBJECTS)}"),
+    "none": ("rm -r data", "it holds no objects"),
+    "foreign": ("echo {} > manifest.json", "it has no manifest"),
+}
+
+
+@pytest.mark.parametrize("kind", ["other content", *(pytest.param(each, marks=pytest.mark.soak) for each in list(SPOILT)[1:])])
+def test_a_drill_catches_an_object_that_is_another_one(declared, s3, kind):
+    how, said = SPOILT[kind]
     backup(declared, "run", "objects")
     restic = f"RESTIC_PASSWORD={CANARY} restic -q -r {REPOSITORY}"
     declared.run("rm -rf /root/forge; install -d -m 0700 /root/forge")
-    declared.run(f"cd /root/forge && {restic} restore latest --target . && printf spoilt > stage/data/runs/7/result.json", timeout=120)
+    declared.run(f"cd /root/forge && {restic} restore latest --target . && cd stage && {how}", timeout=120)
     declared.run(f"cd /root/forge && {restic} backup --host t-backup-s3 --tag source:objects stage && rm -rf /root/forge", timeout=120)
     drill = backup(declared, "drill", "objects", check=False)
     assert drill.returncode != 0
-    assert "bytes, recorded" in state(declared)["drill_failure"]
+    assert said in state(declared)["drill_failure"]
+    refused = backup(declared, "restore", "objects", "--replace", check=False)
+    assert refused.returncode != 0
+    assert said in refused.stderr
+    assert s3.objects() == OBJECTS
 
 
 def test_secrets_are_in_no_argument_and_in_no_file_of_others(declared, s3):
