@@ -230,7 +230,6 @@ def soak(value: str) -> object:
         soak("systemctl disable hostwright-published"),
         soak("rm /etc/systemd/system/docker.service.requires/hostwright-published.service"),
         soak("rm /etc/systemd/system/hostwright-published.service; systemctl daemon-reload"),
-        soak("systemctl mask hostwright-published"),
         soak("cp /etc/hostwright/published/ports.nft /etc/hostwright/published/.ports.nft.dpkg-new"),
         soak("rm -r /etc/hostwright/published"),
     ],
@@ -249,6 +248,55 @@ def test_drift_by_hand_is_healed(host, stranger, provision, by_hand):
     assert "hostwright-published" in host.run("systemctl show -p Requires docker.service").stdout
     assert host.run("docker inspect -f '{{.State.Pid}}' $(docker ps -q)").stdout == started
     assert provision(host, deploy(stranger)).changed == []
+
+
+# Writes down what comes; run by the host inside of a container's network.
+RECEIVE = """
+import socket, sys
+server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+server.bind(("::", 53))
+while True:
+    open(sys.argv[1], "ab").write(server.recv(100))
+"""
+# One datagram to each address, which is its text.
+SEND = """
+import socket, sys
+for address in sys.argv[1:]:
+    host, port = address.rsplit(",", 1)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    socket.socket(family, socket.SOCK_DGRAM).sendto(address.encode() + b"\\n", (host, int(port)))
+"""
+
+
+@pytest.mark.soak
+def test_datagrams_are_held_to_the_declaration(host, stranger, provision):
+    assert provision(host, deploy(stranger)).ok
+    image = host.run(f"docker inspect -f '{{{{.Config.Image}}}}' p{OPEN}").stdout.strip()
+    host.run("rm -f /root/got; touch /root/got")
+    host.write("/root/receive.py", RECEIVE)
+    for port in (OPEN_NET, CLOSED):
+        host.run(f"docker run -d --init --name u{port} --network inner -p {port}:53/udp {image} sleep infinity")
+        pid = host.run(f"docker inspect -f '{{{{.State.Pid}}}}' u{port}").stdout.strip()
+        host.run(f"systemd-run --collect --unit=u{port} nsenter -t {pid} -n python3 /root/receive.py /root/got")
+
+    def got() -> set[str]:
+        return set(host.read("/root/got").split())
+
+    def send(*ports: int) -> None:
+        pairs = [f"{address},{port}" for port in ports for address in (host.address, host.address6)]
+        stranger.run(f"python3 -c '{SEND}' {' '.join(pairs)}")
+
+    try:
+        for port, address in ((OPEN_NET, host.address), (OPEN_NET, host.address6)):
+            wait_for(f"a datagram to {address}", lambda port=port, address=address: send(CLOSED, port) or f"{address},{port}" in got(), 60)
+        assert got() == {f"{host.address},{OPEN_NET}", f"{host.address6},{OPEN_NET}"}
+        # They would have come: without the rules they do.
+        assert provision(host, deploy(stranger, present=False)).ok
+        closed = {f"{host.address},{CLOSED}", f"{host.address6},{CLOSED}"}
+        wait_for("what was closed", lambda: send(CLOSED) or closed <= got(), 60)
+    finally:
+        host.run(f"systemctl stop u{OPEN_NET} u{CLOSED}; docker rm -f u{OPEN_NET} u{CLOSED}")
+        assert provision(host, deploy(stranger)).ok
 
 
 @pytest.mark.soak
