@@ -300,6 +300,27 @@ def test_a_new_password_goes_to_the_role(declared, converge):
     assert converge(declared).changed == []
 
 
+@pytest.mark.soak
+def test_a_database_that_shrank_is_not_stored_and_its_copy_is_not_verified(verified):
+    """It still has what the minimum asks for. Rows go for good: the last test of this host."""
+    restic = f"RESTIC_PASSWORD={CANARY} restic -q -r {REPOSITORY}"
+    copies = len(json.loads(backup(verified, "list", "mcbench", "--json").stdout))
+    verified.run("docker stop app")
+    sql(verified, "DELETE FROM runs WHERE id > 120")
+    failed = backup(verified, "run", "mcbench", check=False)
+    assert "the copy is much smaller than the last verified copy" in failed.stderr
+    assert len(json.loads(backup(verified, "list", "mcbench", "--json").stdout)) == copies
+    # as if it had been stored all the same
+    backup(verified, "run", "mcbench", "--accept-smaller")
+    verified.run("rm -rf /root/forge; install -d -m 0700 /root/forge")
+    verified.run(f"cd /root/forge && {restic} restore latest --tag source:mcbench --target . && sed -i 's/\"accepted_smaller\": true/\"accepted_smaller\": false/' stage/manifest.json", timeout=120)
+    verified.run(f"cd /root/forge && {restic} backup --host t-backup-pg --tag source:mcbench stage && rm -rf /root/forge", timeout=120)
+    assert backup(verified, "drill", "mcbench", check=False).returncode != 0
+    failure = state(verified)["drill_failure"]
+    assert "rows or files, was" in failure
+    assert "the last verified copy is" in failure
+
+
 def trust(host, vault) -> None:
     """Let root of a host reach the vault by its key."""
     host.run("mkdir -p -m 0700 /root/.ssh; ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
