@@ -3,7 +3,8 @@
 #   cluster    name of the cluster;   settings  names of settings, as a list of SQL literals
 #   database   name of the database, or empty;   roles  names of its roles, one SQL literal a line
 ask() { # database sql
-	(cd / && timeout 30 runuser -u postgres -- psql -XAtq -F '	' -h /run/postgresql -p "$port" -d "$1" -c "$2" 2>/dev/null)
+	# on stdin: psql before 15 prints the last answer alone of several statements behind -c
+	(cd / && printf '%s\n' "$2" | timeout 30 runuser -u postgres -- psql -XAtq -F '	' -h /run/postgresql -p "$port" -d "$1" 2>/dev/null)
 }
 
 literal() { printf "'%s'" "$(printf '%s' "$1" | sed "s/'/''/g")"; }

@@ -41,7 +41,7 @@ def _postgres(settings: Host) -> str:
         "SELECT 'open', auth_method FROM pg_hba_file_rules WHERE auth_method NOT IN ('peer', 'scram-sha-256'); "
         f"SELECT 'answers', count(*) FROM pg_database WHERE datname = '{found.postgres_database}'"
     )
-    return f"cd / && runuser -u postgres -- psql -XAtq -h /run/postgresql -p {found.postgres_port} -c {shlex.quote(sql)}"
+    return f"cd / && printf '%s\\n' {shlex.quote(sql)} | runuser -u postgres -- psql -XAtq -h /run/postgresql -p {found.postgres_port}"
 
 
 def _workers(settings: Host) -> str:
