@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +18,7 @@ from tests.lab.authority import Authority
 from tests.lab.ceph import Ceph
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
-from tests.lab.provision import Run
+from tests.lab.provision import PYINFRA, Run, command_line
 from tests.lab.s3server import S3Server
 from tests.lab.state import REPOSITORY, wait_for
 
@@ -49,8 +53,8 @@ class Fleet:
         certificate, key = authority.issue(self.front.address, "127.0.0.1")
         self.secrets = {**SECRETS, "CRICKSY_CA": authority.certificate, "CRICKSY_CERTIFICATE": certificate, "CRICKSY_KEY": key}
 
-    def run(self, deploy: str | Path = DEPLOY, dry: bool = False, limit: str | None = None, **settings: object) -> Run:
-        """Run pyinfra over the three hosts; keyword arguments are settings without their prefix."""
+    def _words(self, settings: dict[str, object]) -> dict[str, Any]:
+        """What an inventory of the hosts is made from."""
         address = self.front.address
         own = {
             "repository": self.repository,
@@ -84,20 +88,24 @@ class Fleet:
             },
             **settings,
         }  # fmt: skip
-        return self._provision(
-            list(self.hosts),
-            deploy,
-            data={
+        return {
+            "data": {
                 "certificate_mode": "self-signed",
                 "backup_password": "env:BACKUP_PASSWORD",
                 **{f"cricksy_{key}": value for key, value in own.items()},
             },
-            groups={"cricksy_infra": [self.front], "cricksy_api": [self.front], "cricksy_worker": self.workers or [self.front]},
-            host_data={self.front.name: {"cricksy_infra_address": address}} if self.workers else {},
-            env=self.secrets,
-            dry=dry,
-            limit=limit,
-        )
+            "groups": {"cricksy_infra": [self.front], "cricksy_api": [self.front], "cricksy_worker": self.workers or [self.front]},
+            "host_data": {self.front.name: {"cricksy_infra_address": address}} if self.workers else {},
+        }
+
+    def run(self, deploy: str | Path = DEPLOY, dry: bool = False, limit: str | None = None, **settings: object) -> Run:
+        """Run pyinfra over the three hosts; keyword arguments are settings without their prefix."""
+        return self._provision(list(self.hosts), deploy, env=self.secrets, dry=dry, limit=limit, **self._words(settings))
+
+    def inventory(self, scratch: Path) -> Path:
+        """Return an inventory file of the hosts, for pyinfra's other commands and for ``tests/verify``."""
+        command_line(scratch, list(self.hosts), DEPLOY, **self._words({}))
+        return scratch / "inventory.py"
 
     def pids(self) -> dict[str, str]:
         """The main process of every service that is ours."""
@@ -236,6 +244,33 @@ def test_announcing_is_limited_and_pages_are_named(fleet, client):
     assert fleet.s3 is not None
     rules = fleet.s3.client("s3").get_bucket_cors(Bucket="cricksy-uploads")["CORSRules"]
     assert rules[0]["AllowedOrigins"] == ["https://app.example.test"]
+
+
+@pytest.mark.soak
+def test_whole_deploy_passes_the_checks_and_is_asked_by_hand(fleet, client, tmp_path):
+    """With base: hardened, behind a firewall that knows only what is declared."""
+    for host in fleet.workers:
+        host.run("systemctl disable --now nginx.service")  # the layer's own: nobody declared it here
+    run = fleet.run(REPOSITORY / "deploy.py")
+    assert run.ok, run
+    again = fleet.run(REPOSITORY / "deploy.py")
+    assert (again.ok, again.changed) == (True, []), again
+    assert read(fleet, client, upload(fleet, client))["text"].split() == TEXT.split()
+    for port in (5432, 6379, 6380, 5555):
+        knock = f"timeout 4 bash -c '</dev/tcp/{fleet.front.address}/{port}'"
+        assert client.run(knock, check=False).returncode != 0, port
+
+    inventory = fleet.inventory(tmp_path)
+    environment = {**os.environ, **fleet.secrets, "NO_COLOR": "1"}
+    for command in (
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/verify", "--inventory", str(inventory)],
+        [str(PYINFRA), "-y", str(inventory), "deploys.cricksy.status"],
+    ):
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, text=True, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)  # fmt: skip
+        assert done.returncode == 0, done.stdout[-6000:]
+    for words in ("api blue: serves, running", "worker 1: active", "worker: 1 are wanted"):
+        assert words in done.stdout, done.stdout
 
 
 @pytest.mark.soak
