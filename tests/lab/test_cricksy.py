@@ -7,164 +7,39 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import apps, network
-from tests.lab.authority import Authority
 from tests.lab.ceph import Ceph
+from tests.lab.cricksy_fleet import (
+    FLOWER,
+    SECRETS,
+    TEXT,
+    Fleet,
+    ask,
+    colour,
+    fleet_of,
+    give_image,
+    read,
+    upload,
+)
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
-from tests.lab.provision import PYINFRA, Run, command_line
-from tests.lab.s3server import S3Server
+from tests.lab.provision import PYINFRA
 from tests.lab.state import REPOSITORY, wait_for
 
-DOMAIN, FLOWER = "cricksy.example.test", "flower.example.test"
-DEPLOY = "from deploys.cricksy import cricksy\ncricksy()\n"
-IMAGE, TEXT = REPOSITORY / "files/tesseract/sample.png", "4711 0815 2026"
-SECRETS = {
-    "CRICKSY_POSTGRES_PASSWORD": "canary-postgres/p@ss#word",
-    "CRICKSY_POSTGRES_OWNER_PASSWORD": "canary-owner-password-1",
-    "CRICKSY_POSTGRES_BACKUP_PASSWORD": "canary-reader-password",
-    "CRICKSY_REDIS_PASSWORD": "canary/redis#pass@word",
-    "CRICKSY_REDIS_ADMIN_PASSWORD": "canary-redis-admin-password",
-    "CRICKSY_FLOWER_PASSWORD": "canary-flower-password",
-    "CRICKSY_S3_ACCESS_KEY": "canaryaccesskey",
-    "CRICKSY_S3_SECRET_KEY": "canary-s3-secret-key",
-    "BACKUP_PASSWORD": "canary-backup-password-of-the-lab",
-}
 
-
-class Fleet:
-    """``front`` has the databases and the API, ``workers`` are two hosts; or all of it is on ``front`` alone."""
-
-    def __init__(self, lab: Lab, provision: Callable[..., Run], directory: Path, s3_url: str, alone: bool = False) -> None:
-        self._provision = provision
-        parts = ("alone",) if alone else ("front", "one", "two")
-        self.front, *self.workers = self.hosts = lab.boot_all(*((f"t-cricksy-{part}", "bookworm", "packages") for part in parts))
-        apps.cricksy_repository(directory)
-        self.repository = lab.serve(directory, port=8099 if alone else 8098) + "/cricksy.git"
-        self.s3_url = s3_url
-        self.s3: S3Server | None = None
-        authority = Authority(directory / "authority")
-        certificate, key = authority.issue(self.front.address, "127.0.0.1")
-        self.secrets = {**SECRETS, "CRICKSY_CA": authority.certificate, "CRICKSY_CERTIFICATE": certificate, "CRICKSY_KEY": key}
-
-    def _words(self, settings: dict[str, object]) -> dict[str, Any]:
-        """What an inventory of the hosts is made from."""
-        address = self.front.address
-        own = {
-            "repository": self.repository,
-            "version": "v1.0.0",
-            "domain": DOMAIN,
-            "flower_domain": FLOWER,
-            "cors_origins": ["https://app.example.test"],
-            "postgres_host": address,
-            "redis_host": address,
-            "postgres_memory_mb": 256,
-            "s3_endpoint_url": self.s3_url,
-            "s3_manage_bucket": True,
-            "infra_networks": [f"{host.address}/32" for host in self.hosts],
-            "infra_ca": "env:CRICKSY_CA",
-            "infra_certificate": "env:CRICKSY_CERTIFICATE",
-            "infra_key": "env:CRICKSY_KEY",
-            "worker_instances": 1,
-            "worker_concurrency": 2,
-            "settle_seconds": 2,
-            "drain_seconds": 20,
-            "initiate_per_minute": 0,
-            "health_counts": "SELECT state, count(*) FROM upload GROUP BY state",
-            "s3_admin_access_key": "env:CRICKSY_S3_ACCESS_KEY",
-            "s3_admin_secret_key": "env:CRICKSY_S3_SECRET_KEY",
-            **{
-                key: f"env:CRICKSY_{key.upper()}"
-                for key in (
-                    "postgres_password", "postgres_owner_password", "postgres_backup_password", "redis_password",
-                    "redis_admin_password", "flower_password", "s3_access_key", "s3_secret_key",
-                )
-            },
-            **settings,
-        }  # fmt: skip
-        return {
-            "data": {
-                "certificate_mode": "self-signed",
-                "backup_password": "env:BACKUP_PASSWORD",
-                **{f"cricksy_{key}": value for key, value in own.items()},
-            },
-            "groups": {"cricksy_infra": [self.front], "cricksy_api": [self.front], "cricksy_worker": self.workers or [self.front]},
-            "host_data": {self.front.name: {"cricksy_infra_address": address}} if self.workers else {},
-        }
-
-    def run(self, deploy: str | Path = DEPLOY, dry: bool = False, limit: str | None = None, **settings: object) -> Run:
-        """Run pyinfra over the three hosts; keyword arguments are settings without their prefix."""
-        return self._provision(list(self.hosts), deploy, env=self.secrets, dry=dry, limit=limit, **self._words(settings))
-
-    def inventory(self, scratch: Path) -> Path:
-        """Return an inventory file of the hosts, for pyinfra's other commands and for ``tests/verify``."""
-        command_line(scratch, list(self.hosts), DEPLOY, **self._words({}))
-        return scratch / "inventory.py"
-
-    def pids(self) -> dict[str, str]:
-        """The main process of every service that is ours."""
-        found = {}
-        for host in self.hosts:
-            units = "'cricksy-*' 'redis-server@*' 'postgresql@*' nginx.service"
-            listed = host.run(f"systemctl list-units --type=service --state=active --plain --no-legend {units}").stdout
-            for unit in (line.split()[0] for line in listed.splitlines()):
-                found[f"{host.name}/{unit}"] = host.run(f"systemctl show -p MainPID --value {unit}").stdout.strip()
-        return found
+@pytest.fixture(scope="module")
+def fleet(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with fleet_of(lab, tmp_path_factory.mktemp("cricksy")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def fleet(lab: Lab, provision: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    s3 = S3Server(lab.slot, network.gateway(lab.slot), lets_in=True).start()
-    made = Fleet(lab, provision, tmp_path_factory.mktemp("cricksy"), s3.url)
-    made.s3 = s3
-    yield made
-    s3.stop()
-    for host in made.hosts:
-        lab.destroy(host)
-
-
-def ask(fleet: Fleet, source: LabHost, path: str, *options: str, domain: str = DOMAIN) -> tuple[int, str]:
-    """Ask over https for a path, the front itself by loopback; return the status and the body."""
-    to = "127.0.0.1" if source is fleet.front else fleet.front.address
-    command = ["curl", "-sk", "-m", "20", "-w", "\\n%{http_code}", "--resolve", f"{domain}:443:{to}", *options, f"https://{domain}{path}"]
-    body, _, code = source.run(shlex.join(command), check=False).stdout.rpartition("\n")
-    return int(code or 0), body
-
-
-def upload(fleet: Fleet, source: LabHost, seconds: float = 0) -> str:
-    """Announce, upload and hand over the image; return its id."""
-    status, body = ask(fleet, source, "/api/uploads/initiate", "-X", "POST")
-    assert status == 200, body
-    announced = json.loads(body)
-    source.run(f"curl -fsS -m 20 -T /root/image.png {shlex.quote(announced['url'])}")
-    status, body = ask(fleet, source, f"/api/uploads/{announced['id']}/complete?seconds={seconds}", "-X", "POST")
-    assert status == 200, body
-    return str(announced["id"])
-
-
-def read(fleet: Fleet, source: LabHost, image: str, seconds: float = 60) -> dict[str, object]:
-    """Wait until an upload is read, and return all that is known of it."""
-    found: dict[str, object] = {}
-
-    def is_done() -> bool:
-        found.update(json.loads(ask(fleet, source, f"/api/uploads/{image}")[1]))
-        return found["state"] == "done"
-
-    wait_for(f"upload {image}", is_done, seconds, pause=0.3)
-    return found
-
-
-@pytest.fixture(scope="module")
-def client(fleet: Fleet, stranger: LabHost) -> LabHost:
+def client(stranger: LabHost) -> LabHost:
     """A host that is none of the system's, with the image."""
-    encoded = IMAGE.read_bytes().hex()
-    stranger.run("python3 -c 'import sys; open(\"/root/image.png\", \"wb\").write(bytes.fromhex(sys.stdin.read()))'", input=encoded)
+    give_image(stranger)
     return stranger
 
 
@@ -224,11 +99,6 @@ def test_health_says_what_is_wrong(fleet):
     fleet.front.run("systemctl start redis-server@cricksy-broker")
     assert (broken.returncode, "FAIL broker" in broken.stdout) == (1, True), broken.stdout
     assert "canary" not in broken.stdout + broken.stderr
-
-
-def colour(fleet: Fleet) -> str:
-    """The colour that serves."""
-    return fleet.front.run("readlink /etc/cricksy-api/active.sock").stdout.split("-")[2].split("/")[0]
 
 
 def test_announcing_is_limited_and_pages_are_named(fleet, client):
@@ -342,12 +212,12 @@ def test_hung_worker_is_found_and_started_anew(fleet, client):
 
 
 @pytest.mark.soak
-def test_one_host_and_a_server_that_checks_signatures(lab, provision, client, tmp_path):
+def test_one_host_and_a_server_that_checks_signatures(lab, client, tmp_path):
     """What moto lets pass on the three hosts: real signatures, policies and preflights, by Ceph."""
     ceph_host = lab.host("t-cricksy-ceph")
     ceph = Ceph(ceph_host).start()
     keys = ceph.user("cricksy")
-    fleet = Fleet(lab, provision, tmp_path, ceph.url, alone=True)
+    fleet = Fleet(lab, tmp_path, ceph.url, alone=True)
     try:
         fleet.secrets |= {"CRICKSY_S3_ACCESS_KEY": keys.access_key, "CRICKSY_S3_SECRET_KEY": keys.secret_key}
         own = {
