@@ -18,6 +18,8 @@ from settings import Docker
 _FILES = Path(__file__).parents[1] / "files"
 ENDING = "hostwright-containers.service"
 _ENDING_PROGRAM = "/usr/local/lib/hostwright/end-containers"
+PORTS = "hostwright-engine-ports.service"
+_PORTS_PROGRAM = "/usr/local/lib/hostwright/engine-ports"
 
 
 @deploy("Docker engine")
@@ -45,6 +47,7 @@ def docker_engine() -> None:
     )
     engine.daemon(daemon_options(settings), name="Configure the engine")
     _ending(settings)
+    give_back_ports()
     for name, account in sorted(settings.registries.items()):
         registry.login(name, account.username, account.password, ca=account.ca, name="Log in to registries")
     for name in settings.removed_registries:
@@ -98,3 +101,16 @@ def _ending(settings: Docker) -> None:
     else:
         unit.unit(ENDING, running=False, enabled=False, name="Leave containers to the engine")
         fileset.files([Absent(program), Absent(service)], name="Remove what ends containers")
+
+
+def give_back_ports() -> None:
+    """Heal what a lost power does to the engine, see ``files/engine/ports.py``, whenever the engine starts."""
+    parts = ("engine/detour.py", "engine/ports.py")
+    fileset.files(
+        [
+            File(_PORTS_PROGRAM, "\n\n".join((_FILES / part).read_text() for part in parts), mode="0755"),
+            File(f"/etc/systemd/system/{PORTS}", render(f"engine/{PORTS}.j2", program=_PORTS_PROGRAM)),
+        ],
+        name="Heal ports that a lost power leaves taken",
+    )
+    unit.unit(PORTS, running=False, settle_seconds=0, name="Have lost ports looked for when the engine starts")

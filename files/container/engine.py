@@ -513,7 +513,16 @@ def create(name, spec, labels, env_file=""):
 
 
 def start(name):
-    docker("start", name)
+    try:
+        docker("start", name)
+    except EngineError as error:
+        if "port is already allocated" not in str(error):
+            raise
+        # Other holders were asked about before anything was made (ports_taken): see engine/ports.py.
+        fail(
+            f"{error}; when no container has that port, the engine holds it for one that was starting when the power "
+            "failed: systemctl restart docker, and run again"
+        )
 
 
 def stop(name, seconds=None):

@@ -63,7 +63,7 @@ def test_refusal_is_one_line_and_nothing_changes(machine: LabHost, prepare: str,
 @pytest.mark.soak
 def test_bare_host_gets_packages_and_a_locked_environment_as_root(machine: LabHost) -> None:
     assert "python3-venv" not in _packages(machine)
-    done = machine.run(f"cd {_TREE} && ./bootstrap venv", check=False)
+    done = machine.run(f"cd {_TREE} && ./bootstrap venv", check=False, timeout=300)
     assert done.returncode == 0, done
     assert "==> Debian packages: python3-venv" in done.stdout
     said = machine.run(f"{_TREE}/.venv/bin/pyinfra --version").stdout

@@ -372,3 +372,49 @@ def test_deploy_converges_and_containers_end_in_order_with_the_host(lab, provisi
     assert run.ok, run
     assert not host.exists("/etc/systemd/system/hostwright-containers.service")
     lab.destroy(host)
+
+
+# --- a lost power -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("release", ["bookworm", "trixie"])
+def test_port_that_a_lost_power_leaves_taken_is_given_back(lab, provision, release):
+    host = lab.host("t-engine-power", release=release, layer="docker")
+    registry = lab.registry()
+
+    def has_looked() -> bool:
+        return host.run("systemctl show -p ActiveState --value hostwright-engine-ports.service").stdout == "inactive\n"
+
+    try:
+        healed = daemon() + "from deploys.docker_engine import give_back_ports\ngive_back_ports()\n"
+        assert provision(host, healed).ok
+        assert provision(host, healed).changed == []
+        run_container(host, registry, "one", "-p 127.0.0.1:18001:80")
+        create = f"docker create --name two -p 127.0.0.1:18101:80 {registry.image('busybox')} sleep infinity"
+        log = "journalctl -q -o cat -u hostwright-engine-ports.service"
+        for turn in range(40):
+            host.run(f"docker rm -f two; {create}")
+            # the port is taken a moment before the container runs
+            host.run("docker start two >/dev/null 2>&1 & until ss -Hltn 'sport = :18101' | grep -q .; do :; done")
+            host.kill()
+            host.boot()
+            wait_for("the engine", lambda: host.run("docker info", check=False).returncode == 0, 60)
+            wait_for("the look at its ports", has_looked, 60)
+            assert host.run("docker start one two").stdout == "one\ntwo\n", turn
+            if "18101/tcp" in host.run(log).stdout:
+                break
+        said = host.run(log).stdout
+        assert "the engine holds ports for no container, and is started once more to give them back: 18101/tcp" in said
+        proxies = host.run("pgrep -af docker-proxy").stdout
+        assert (proxies.count("18001"), proxies.count("18101")) == (1, 1)
+        assert host.run("iptables -t nat -S DOCKER").stdout.count("--dport 18101") == 1
+        before = engine_pid(host)
+        host.run("systemctl restart docker.service")
+        wait_for("the look at its ports", has_looked, 60)
+        assert engine_pid(host) != before
+        healings = [text.count("to give them back") for text in (said, host.run(log).stdout)]
+        assert healings[0] == healings[1] > 0, "a usual start has nothing to heal"
+        assert provision(host, healed).changed == []
+    finally:
+        lab.destroy(host)

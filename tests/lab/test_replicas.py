@@ -206,7 +206,8 @@ def prepare(host: LabHost) -> None:
 def host(lab: Lab, provision: Roll) -> Iterator[LabHost]:
     fresh = lab.host("t-replicas", layer="docker")
     prepare(fresh)
-    assert provision(fresh, NGINX).ok
+    # hosts of this module lose their power
+    assert provision(fresh, NGINX + "from deploys.docker_engine import give_back_ports\ngive_back_ports()\n").ok
     yield fresh
     lab.destroy(fresh)
 
@@ -1047,6 +1048,7 @@ def test_alias_leaves_and_what_is_open_goes_on_even_where_the_address_is_given_t
 
 @pytest.mark.soak
 def test_alias_and_a_run_killed_anywhere(street, provision, tmp_path):
+    assert provision(street, lantern_text()).ok
     for turn, (seconds, power) in enumerate(_kills(10)):
         version = turn % 2 + 2
         with Street(street) if not power else contextlib.nullcontext() as traffic:
