@@ -53,6 +53,7 @@ BROKER, CACHE = "cricksy-broker", "cricksy-cache"
 BACKUP_ROLE = "hostwright_backup"
 FLOWER_PORT = 5555
 HEALTH = "/usr/local/bin/cricksy-health"
+MIGRATE = "/usr/local/lib/hostwright/cricksy-migrate"
 
 
 @deploy("cricksy")
@@ -272,19 +273,15 @@ def _environment(settings: Cricksy, owner: bool = False, **more: str | Secret) -
 def migration(settings: Cricksy) -> str:
     """Return the command that migrates, alone on its host; the application's own lock is for all others."""
     where = _where(settings)
-    words = [
-        "flock", "/run/hostwright/cricksy-migrate.lock", "systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--uid={USER}",
-        "-p", "EnvironmentFile=/etc/cricksy/migrate.env", "-p", f"WorkingDirectory={where['directory']}", "-p", "NoNewPrivileges=yes",
-        "-p", "ProtectSystem=strict", "-p", "ProtectHome=yes", "-p", "PrivateTmp=yes",
-        f"{where['release']}/venv/bin/python", "-B", "-m", "alembic", "upgrade", "head",
-    ]  # fmt: skip
-    return f"mkdir -p /run/hostwright; {shlex.join(words)}"
+    return shlex.join([MIGRATE, USER, where["release"], where["directory"]])
 
 
 def _migrate(settings: Cricksy) -> None:
     if settings.migrate and host.name == first_of("cricksy_api") and "api" in settings.roles:
         fileset.files(
             [
+                Directory("/var/lib/hostwright", mode="0700"),
+                File(MIGRATE, (script.FILES / "cricksy/migrate.sh").read_text(), mode="0755"),
                 File("/etc/cricksy/migrate.env", _environment(settings, owner=True), mode="0600"),
                 File("/etc/cricksy/migrated", release_directory(settings) + "\n"),
             ],

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
+import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from tests.lab import apps, network
 from tests.lab.authority import Authority
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
-from tests.lab.provision import Run, command_line, provision
+from tests.lab.provision import PYINFRA, Run, command_line, provision
 from tests.lab.s3server import S3Server
 from tests.lab.state import REPOSITORY, wait_for
 
@@ -34,22 +37,30 @@ SECRETS = {
 
 
 class Fleet:
-    """``front`` has the databases and the API, ``workers`` are two hosts; or all of it is on ``front`` alone."""
+    """``front`` has the databases and the API, ``workers`` are two more hosts; or all of it is on ``front`` alone.
+
+    + more: further settings of all of them, under what ``run`` is given
+    + shared: further host data of all of them, flat keys
+    """
 
     def __init__(self, lab: Lab, directory: Path, s3_url: str, alone: bool = False, layer: str = "packages") -> None:
         parts = ("alone",) if alone else ("front", "one", "two")
-        self.front, *self.workers = self.hosts = lab.boot_all(*((f"t-cricksy-{part}", "bookworm", layer) for part in parts))
+        self.alone = alone
+        self.front, *others = self.hosts = lab.boot_all(*((f"t-cricksy-{part}", "bookworm", layer) for part in parts))
+        self.workers = others or [self.front]
         apps.cricksy_repository(directory)
         self.repository = lab.serve(directory, port=8099 if alone else 8098) + "/cricksy.git"
         self.s3_url = s3_url
         self.s3: S3Server | None = None
+        self.more: dict[str, Any] = {}
+        self.shared: dict[str, Any] = {}
         authority = Authority(directory / "authority")
         certificate, key = authority.issue(self.front.address, "127.0.0.1")
         self.secrets = {**SECRETS, "CRICKSY_CA": authority.certificate, "CRICKSY_CERTIFICATE": certificate, "CRICKSY_KEY": key}
 
     def _words(self, settings: dict[str, object]) -> dict[str, Any]:
         """What an inventory of the hosts is made from."""
-        address = self.front.address
+        address = "127.0.0.1" if self.alone else self.front.address
         own = {
             "repository": self.repository,
             "version": "v1.0.0",
@@ -80,6 +91,7 @@ class Fleet:
                     "redis_admin_password", "flower_password", "s3_access_key", "s3_secret_key",
                 )
             },
+            **self.more,
             **settings,
         }  # fmt: skip
         return {
@@ -87,26 +99,45 @@ class Fleet:
                 "certificate_mode": "self-signed",
                 "backup_password": "env:BACKUP_PASSWORD",
                 **{f"cricksy_{key}": value for key, value in own.items()},
+                **self.shared,
             },
-            "groups": {"cricksy_infra": [self.front], "cricksy_api": [self.front], "cricksy_worker": self.workers or [self.front]},
-            "host_data": {self.front.name: {"cricksy_infra_address": address}} if self.workers else {},
+            "groups": {"cricksy_infra": [self.front], "cricksy_api": [self.front], "cricksy_worker": self.workers},
+            "host_data": {} if self.alone else {self.front.name: {"cricksy_infra_address": address}},
         }
 
     def run(
         self, deploy: str | Path = DEPLOY, dry: bool = False, limit: str | None = None, extra: Sequence[str] = (),
         timeout: float = 900, **settings: object,
     ) -> Run:  # fmt: skip
-        """Run pyinfra over the three hosts; keyword arguments are settings without their prefix."""
+        """Run pyinfra over the hosts; keyword arguments are settings without their prefix."""
         return provision(list(self.hosts), deploy, env=self.secrets, dry=dry, limit=limit, extra=extra, timeout=timeout, **self._words(settings))
 
     def command(self, scratch: Path, deploy: str | Path = DEPLOY, **settings: object) -> list[str]:
         """Return the command line of such a run, to be started by the caller with ``secrets`` in its environment."""
         return command_line(scratch, list(self.hosts), deploy, **self._words(settings))
 
+    def type(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run pyinfra as an operator types it: ``pyinfra -y INVENTORY deploys.cricksy.status``; output in one."""
+        with tempfile.TemporaryDirectory(prefix="lab-typed-") as scratch:
+            return subprocess.run(
+                [str(PYINFRA), "-y", str(self.inventory(Path(scratch))), *words], cwd=REPOSITORY, text=True, timeout=900,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                env={**os.environ, **self.secrets, "NO_COLOR": "1"},
+            )  # fmt: skip
+
     def inventory(self, scratch: Path) -> Path:
         """Return an inventory file of the hosts, for pyinfra's other commands and for ``tests/verify``."""
         self.command(scratch)
         return scratch / "inventory.py"
+
+    def empty_bucket(self) -> None:
+        """Have the S3 server as it was before the first run."""
+        assert self.s3 is not None
+        store = self.s3.client("s3")
+        for bucket in store.list_buckets()["Buckets"]:
+            for found in store.list_objects_v2(Bucket=bucket["Name"]).get("Contents", []):
+                store.delete_object(Bucket=bucket["Name"], Key=found["Key"])
+            store.delete_bucket(Bucket=bucket["Name"])
 
     def pids(self) -> dict[str, str]:
         """The main process of every service that is ours."""
@@ -120,14 +151,14 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet_of(lab: Lab, directory: Path, layer: str = "packages") -> Iterator[Fleet]:
-    """Give a fleet of three fresh hosts and its S3 server, and remove both at the end.
+def fleet_of(lab: Lab, directory: Path, layer: str = "packages", alone: bool = False) -> Iterator[Fleet]:
+    """Give a fleet of three fresh hosts, or one, and its S3 server, and remove both at the end.
 
     + directory: scratch space for what the hosts fetch
     """
     s3 = S3Server(lab.slot, network.gateway(lab.slot), lets_in=True).start()
     try:
-        made = Fleet(lab, directory, s3.url, layer=layer)
+        made = Fleet(lab, directory, s3.url, alone, layer)
         made.s3 = s3
         try:
             yield made
@@ -152,6 +183,13 @@ def ask(fleet: Fleet, source: LabHost, path: str, *options: str, domain: str = D
     return int(code or 0), body
 
 
+def ask_broker(fleet: Fleet, words: str, input: str | None = None) -> str:
+    """Ask the broker as its administrator, on its host."""
+    login = f"REDISCLI_AUTH={shlex.quote(fleet.secrets['CRICKSY_REDIS_ADMIN_PASSWORD'])}"
+    command = f"{login} redis-cli -s /run/redis-cricksy-broker/redis.sock --no-auth-warning {words}"
+    return fleet.front.run(command, input=input).stdout.strip()
+
+
 def upload(fleet: Fleet, source: LabHost, seconds: float = 0) -> str:
     """Announce, upload and hand over the image; return its id."""
     status, body = ask(fleet, source, "/api/uploads/initiate", "-X", "POST")
@@ -173,6 +211,12 @@ def read(fleet: Fleet, source: LabHost, image: str, seconds: float = 60) -> dict
 
     wait_for(f"upload {image}", is_done, seconds, pause=0.3)
     return found
+
+
+def assert_converged(fleet: Fleet, deploy: str | Path = DEPLOY, **settings: object) -> None:
+    """A run ends well and changes nothing."""
+    run = fleet.run(deploy, **settings)
+    assert (run.ok, run.changed) == (True, []), run
 
 
 def colour(fleet: Fleet) -> str:

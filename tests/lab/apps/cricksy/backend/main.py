@@ -53,22 +53,36 @@ async def initiate() -> dict[str, str]:
 
 
 @app.post("/api/uploads/{upload}/complete")
-async def complete(upload: str, seconds: float = 0) -> dict[str, str]:
+async def complete(upload: str, seconds: float = 0, ocr: bool = True) -> dict[str, str]:
     found = await rows("UPDATE upload SET state = 'queued' WHERE id = :id RETURNING id", id=upload)
     if not found:
         raise HTTPException(404)
-    await run_in_threadpool(read.apply_async, (upload, seconds))
+    await run_in_threadpool(read.apply_async, (upload, seconds, ocr))
     return {"id": upload}
 
 
 @app.get("/api/uploads/summary")
-async def summary() -> dict[str, int]:
+async def summary() -> dict[str, Any]:
     query = """
         SELECT count(*) FILTER (WHERE state <> 'announced') AS uploads, count(*) FILTER (WHERE state = 'done') AS done,
                (SELECT count(*) FROM (SELECT FROM execution GROUP BY upload HAVING count(*) > 1) AS again) AS twice
         FROM upload
     """
-    return (await rows(query))[0]
+    # why each execution after an upload's first one
+    reasons = """
+        SELECT CASE
+            WHEN retries > retries_before THEN 'tried again after an error'
+            WHEN NOT redelivered THEN 'handed over twice'
+            WHEN ended_before IS NULL THEN 'delivered again, was cut off'
+            WHEN ended_before < at THEN 'delivered again, was done but not acknowledged'
+            ELSE 'delivered again, was still at work' END AS reason, count(*) AS executions
+        FROM (
+            SELECT at, retries, redelivered, lag(at) OVER before AS at_before, lag(retries) OVER before AS retries_before,
+                   lag(ended) OVER before AS ended_before
+            FROM execution WINDOW before AS (PARTITION BY upload ORDER BY id)
+        ) AS one WHERE at_before IS NOT NULL GROUP BY reason
+    """
+    return {**(await rows(query))[0], "reasons": {row["reason"]: row["executions"] for row in await rows(reasons)}}
 
 
 @app.get("/api/uploads/{upload}")

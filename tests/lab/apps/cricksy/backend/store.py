@@ -45,18 +45,24 @@ def upload_url(key: str) -> str:
     return s3().generate_presigned_url("put_object", Params={"Bucket": bucket(), "Key": key}, ExpiresIn=expiry)  # type: ignore[no-any-return]
 
 
-def begin(upload: str, worker: str) -> None:
+def begin(upload: str, worker: str, retries: int, redelivered: bool) -> int:
+    """Return the number of this execution."""
     with engine().begin() as connection:
         connection.execute(text("UPDATE upload SET state = 'running' WHERE id = :id"), {"id": upload})
-        connection.execute(
-            text("INSERT INTO execution (upload, worker, version) VALUES (:id, :worker, :version)"),
-            {"id": upload, "worker": worker, "version": release.VERSION},
+        found = connection.execute(
+            text(
+                "INSERT INTO execution (upload, worker, version, retries, redelivered) "
+                "VALUES (:id, :worker, :version, :retries, :redelivered) RETURNING id"
+            ),
+            {"id": upload, "worker": worker, "version": release.VERSION, "retries": retries, "redelivered": redelivered},
         )
+        return int(found.scalar_one())
 
 
-def finish(upload: str, words: str) -> None:
+def finish(upload: str, execution: int, words: str) -> None:
     more = ", confidence = 1" if release.HAS_CONFIDENCE else ""
     with engine().begin() as connection:
         connection.execute(
             text(f"UPDATE upload SET state = 'done', text = :text{more} WHERE id = :id"), {"id": upload, "text": words}
         )
+        connection.execute(text("UPDATE execution SET ended = now() WHERE id = :id"), {"id": execution})
