@@ -22,7 +22,7 @@ METRICS = "Port(port=9100, sources=('10.0.0.0/8', 'fd78:aa::/32'), why='metrics'
 DNS = "Port(port=53, proto='udp', why='names')"
 
 
-def firewall(*ports: str, seconds: int = 15, before: str = "") -> str:
+def firewall(*ports: str, seconds: int = 60, before: str = "") -> str:
     return f"{HEAD}{before}\nexposure.firewall([{', '.join(ports)}], rollback_seconds={seconds}, name='Firewall')\n"
 
 
@@ -153,7 +153,7 @@ LOCK_OUT = "exposure.with_ssh = lambda ports, doors: ports\nexposure.Rule.lets_i
 
 def test_rule_that_locks_out_restores_itself(host, provision):
     started = time.monotonic()
-    run = provision(host, firewall(WEB, before=LOCK_OUT))
+    run = provision(host, firewall(WEB, before=LOCK_OUT, seconds=15))
     assert run.failed == ["Firewall"], run
     assert "no new SSH connection after the change" in run.stderr
     wait_for("the way in", lambda: host.ssh("true", check=False).returncode == 0, 60)
