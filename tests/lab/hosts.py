@@ -144,7 +144,11 @@ class LabHost:
             raise LabError(f"{self.name}: did not power off within {_STOPPING} s")
 
     def kill(self) -> None:
-        """Pull the plug: every process of the host dies at once, nothing is told, nothing is flushed by them."""
+        """Pull the plug: every process of the host dies at once and flushes nothing.
+
+        The kernel, which is the outer machine's, may close their connections in order: :meth:`cut_link` first for a host
+        that falls silent.
+        """
         self._power.signal(signal.SIGKILL)  # first, or it would see to the rest
         leader = self.leader
         if leader is not None:

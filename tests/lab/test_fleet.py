@@ -113,6 +113,7 @@ def test_host_that_dies_in_the_middle_is_reported_and_the_others_finish(
 
     def pull_the_plug() -> None:
         wait_for("the command", lambda: dying.exists("/run/waiting"), 60)
+        dying.cut_link()  # else its kernel, which is ours, would close its connections
         dying.kill()
 
     plug = threading.Thread(target=pull_the_plug)
@@ -121,6 +122,7 @@ def test_host_that_dies_in_the_middle_is_reported_and_the_others_finish(
         done = provision(clean, text, timeout=240)
     finally:
         plug.join()
+        dying.restore_link()
         dying.boot()
     assert done.rc != 0
     assert complaints(done, dying) != []
