@@ -156,6 +156,7 @@ def fleet_of(lab: Lab, directory: Path, layer: str = "packages", alone: bool = F
 
     + directory: scratch space for what the hosts fetch
     """
+    network.create(lab.slot)
     s3 = S3Server(lab.slot, network.gateway(lab.slot), lets_in=True).start()
     try:
         made = Fleet(lab, directory, s3.url, alone, layer)
