@@ -229,13 +229,15 @@ def summary(fleet: Fleet, source: LabHost) -> dict[str, int]:
 
 
 def all_done(fleet: Fleet, source: LabHost, seconds: float = 240) -> dict[str, int]:
-    """Wait until no task is left to do, and return the count of them."""
+    """Wait until no task is left to do and no worker is at one, and return the count of them.
 
+    A worker writes down what came of a task, and then that it has ended.
+    """
     found: dict[str, int] = {}
 
     def are_done() -> bool:
         found.update(summary(fleet, source))
-        return found["done"] + found["failed"] == found["tasks"]
+        return found["done"] + found["failed"] == found["tasks"] and found["unfinished"] == 0
 
     wait_for("all tasks", are_done, seconds)
     return found
