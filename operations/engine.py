@@ -150,8 +150,8 @@ def engine(
     + key_fingerprint: the key that must be there, and no other beside it
     + compose: ``yes`` wants Compose v2, ``available`` takes it where the source has it, ``no`` removes it
     + buildx: the same for buildx
-    + keep_containers: containers outlive a change of packages (the engine gets live-restore before). ``False`` for a
-      swarm, which cannot have it
+    + keep_containers: containers outlive a change of packages (the engine gets live-restore before), and what nginx sends
+      them goes past the engine meanwhile. ``False`` for a swarm, which cannot have live-restore
 
     Every source of Docker's packages that somebody else has set up, in either form, makes room for one of our own, so
     that apt finds no two keys for one source. Packages of the other source are removed and never purged: images,
@@ -204,6 +204,7 @@ def engine(
         "engine/openpgp.py",
         "engine/sources.py",
         "engine/keep.py",
+        "engine/detour.py",
         "engine/install.py",
         values={
             "repository": repository,

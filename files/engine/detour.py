@@ -1,6 +1,9 @@
 """
 Lead nginx past the engine's port proxies, and containers past its name server, while the engine restarts, and back.
 
+A restart for daemon.json goes between before_restart.py and after_restart.py; install.py, which exchanges the engine's
+packages, calls the two functions itself.
+
 A port published on loopback is a process of the engine, ``docker-proxy``, that passes on each connection, and it ends
 with the engine, whatever live-restore does for the containers: requests on their way through it are cut off, and new ones
 refused until the engine is back. The container itself is there all the time. So before the restart nginx's upstreams
@@ -174,7 +177,7 @@ def lead_past_the_proxies() -> None:
     _wait_until(lambda: _is_unused(ports))
 
 
-def _read(path: str) -> str:
+def _text_of(path: str) -> str:
     try:
         with open(path) as file:
             return file.read()
@@ -190,7 +193,7 @@ def lead_back() -> None:
             kept = json.load(file)
     except (OSError, ValueError):
         return
-    back = {path: one["was"] for path, one in kept.items() if _read(path) == one["detour"]}
+    back = {path: one["was"] for path, one in kept.items() if _text_of(path) == one["detour"]}
     ports = {port for text in back.values() for port in _SERVER.findall(text)}
     if not _wait_until(lambda: all(_answers(f"127.0.0.1:{port}") for port in ports)):
         sys.exit("engine: ports that it publishes do not answer after its restart: {}".format(", ".join(sorted(ports))))

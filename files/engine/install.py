@@ -150,7 +150,7 @@ def _have_it_run(restart: bool) -> None:
     _must("systemctl", "daemon-reload")
     _must("systemctl", "unmask", "--quiet", "containerd.service", "docker.socket", "docker.service")
     _must("systemctl", "enable", "--quiet", "containerd.service", "docker.socket", "docker.service")
-    if restart or _run("systemctl", "is-active", "docker.service").stdout.strip() != "active":
+    if restart or not _engine_runs():
         _run("systemctl", "reset-failed", "docker.service", "docker.socket", "containerd.service")
         if _run("systemctl", "restart" if restart else "start", "docker.service").returncode:
             sys.stderr.write(
@@ -166,20 +166,35 @@ def _have_it_run(restart: bool) -> None:
     _fail("the engine does not answer within 60 s")
 
 
+def _engine_runs() -> bool:
+    return _run("systemctl", "is-active", "docker.service").stdout.strip() == "active"
+
+
 def main(values: dict) -> None:
     fresh = _set_sources(values)
-    if values["install"] or values["remove"]:
+    changes = bool(values["install"] or values["remove"])
+    said = ""
+    if changes:
         _finish_interrupted()
         said = _update()
-        if values["keep_containers"] and _run("systemctl", "is-active", "docker.service").returncode == 0:
-            keep_containers(values["daemon_json"])  # noqa: F821
-        try:
-            _install(values)
-        except SystemExit:
-            sys.stderr.write(said[-4000:])
-            raise
     elif fresh:
         _update()
-    if values["hold"]:
-        _must("apt-mark", "hold", *values["hold"])
-    _have_it_run(values["restart"])
+    if (changes or values["restart"]) and values["keep_containers"] and _engine_runs():
+        keep_containers(values["daemon_json"])  # noqa: F821
+        lead_past_the_proxies()  # noqa: F821
+    try:
+        if changes:
+            _install(values)
+        if values["hold"]:
+            _must("apt-mark", "hold", *values["hold"])
+        _have_it_run(values["restart"])
+    except SystemExit:
+        sys.stderr.write(said[-4000:])
+        # Without an engine the detour is the only way to the containers: the run that brings it back leads back as well.
+        if _engine_runs():
+            try:
+                lead_back()  # noqa: F821
+            except SystemExit as second:
+                sys.stderr.write(f"{second}\n")
+        raise
+    lead_back()  # noqa: F821

@@ -332,6 +332,75 @@ def test_bare_host_gets_the_engine(lab, provision, repository, release, source):
     lab.destroy(host)
 
 
+# --- requests while the engine's packages change -------------------------------------------------------------------
+
+SITE = """
+from operations import nginx
+from operations.nginx import Location, Upstream
+nginx.server(name="Install nginx")
+nginx.site(
+    "shop", server_names=["shop.test"], upstreams=[Upstream("shop", ("127.0.0.1:18000",), keepalive=0, switched=True)],
+    locations=[Location("/", upstream="shop")], name="Upload the site",
+)
+"""
+# Asks without a pause until it is told to stop; then one line: how many were answered, and the first that were not.
+ASK = """
+import http.client, os, sys, time
+good, bad = 0, []
+while not os.path.exists("/root/stop"):
+    connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=20)
+    try:
+        connection.request("GET", "/", headers={"Host": "shop.test"})
+        answer = connection.getresponse()
+        text = answer.read()
+        if (answer.status, text) == (200, b"busybox\\n"):
+            good += 1
+        else:
+            bad.append(f"{answer.status} {text[:60]}")
+    except Exception as error:
+        bad.append(repr(error))
+    connection.close()
+    time.sleep(0.005)
+print(good, len(bad), bad[:3])
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("release", ["bookworm", "trixie"])
+def test_no_request_is_lost_while_the_packages_change(lab, provision, repository, stranger, release, capsys):
+    host = lab.host(f"t-engine-asked-{release}", release, layer="docker")
+    apt = repository(host)
+    run_container(host, lab.registry(), "shop", "-p", "127.0.0.1:18000:80")
+    host.run("docker exec -d shop httpd -f -h /var/www -p 80")
+    assert provision(host, SITE).ok
+    upstream = host.read("/etc/nginx/upstreams/shop.conf")
+    stranger.write("/root/ask.py", ASK)
+    # From the distribution's packages to Docker's, to another version, and an engine whose program was replaced on disk.
+    steps = [(docker_packages(apt, "28.5.1"), ""), (docker_packages(apt, "28.5.2"), ""), (docker_packages(apt, "28.5.2"), "replaced")]
+    for deploy, by_hand in steps:
+        if by_hand:
+            host.run("cp /usr/bin/dockerd /usr/bin/dockerd.new && mv /usr/bin/dockerd.new /usr/bin/dockerd")
+        kept, before = pid(host, "shop"), engine_pid(host)
+        stranger.run("rm -f /root/stop /root/asked; systemd-run --collect --unit=asks -p StandardOutput=file:/root/asked "
+                     f"python3 /root/ask.py {host.address}")  # fmt: skip
+        try:
+            run = provision(host, deploy)
+        finally:
+            stranger.run("touch /root/stop")
+            wait_for("the last request", lambda: stranger.run("systemctl is-active asks", check=False).returncode != 0, 60)
+        assert (run.ok, run.changed) == (True, ["Engine"]), run
+        said = stranger.read("/root/asked").splitlines()[-1]
+        with capsys.disabled():
+            print(f"\n{release}, {by_hand or 'packages'}: answered, failed: {said}")  # noqa: T201 - the figure that docs want
+        answered, failed = map(int, said.split()[:2])
+        assert (failed, answered > 100) == (0, True), said
+        assert (pid(host, "shop"), engine_pid(host) != before) == (kept, True)
+        assert host.read("/etc/nginx/upstreams/shop.conf") == upstream
+        assert "hostwright" not in host.run("cat /var/lib/docker/containers/*/hosts").stdout
+        assert not host.exists("/var/lib/hostwright/engine-detour.json")
+    lab.destroy(host)
+
+
 # --- the whole deploy ----------------------------------------------------------------------------------------------
 
 

@@ -378,7 +378,7 @@ def test_bad_settings_and_what_is_said(case):
 @pytest.mark.parametrize(
     "programs",
     [
-        ("engine/openpgp.py", "engine/sources.py", "engine/keep.py", "engine/install.py"),
+        ("engine/openpgp.py", "engine/sources.py", "engine/keep.py", "engine/detour.py", "engine/install.py"),
         ("engine/openpgp.py", "engine/sources.py", "engine/state.py"),
         ("engine/keep.py", "engine/detour.py", "engine/before_restart.py"),
         ("engine/detour.py", "engine/after_restart.py"),
@@ -433,6 +433,48 @@ def test_nginx_is_led_past_the_proxies_and_back(tmp_path, monkeypatch):
     detour["lead_back"]()
     assert (shop.read_text(), len(served)) == (switched, 3)
     assert not (tmp_path / "kept.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "runs", "values", "order"),
+    [
+        ("", True, {"install": {"docker-ce": ""}}, ["update", "keep", "past", "install", "run", "back"]),
+        ("", True, {"restart": True}, ["keep", "past", "run", "back"]),
+        ("", True, {"hold": ["docker-ce"]}, ["hold", "run", "back"]),
+        ("", True, {"install": {"docker-ce": ""}, "keep_containers": False}, ["update", "install", "run", "back"]),
+        ("", False, {"install": {"docker-ce": ""}}, ["update", "install", "run", "back"]),
+        ("install", True, {"install": {"docker-ce": ""}}, ["update", "keep", "past", "install", "back"]),
+        ("run", True, {"remove": ["docker.io"]}, ["update", "keep", "past", "install", "run"]),
+    ],
+)
+def test_requests_go_past_the_engine_while_its_packages_change(monkeypatch, fault, runs, values, order):
+    """And back when it answers; one that stays down leaves them where they reach the containers."""
+    install = runpy.run_path(str(ROOT / "files/engine/install.py"))
+    seen: list[str] = []
+
+    def step(name: str, answer: object = None):
+        def take(*words: object) -> object:
+            seen.append(name)
+            if name == fault:
+                raise SystemExit(name)
+            return answer
+
+        return take
+
+    for key, value in {
+        "_set_sources": lambda values: False, "_finish_interrupted": lambda: None, "_update": step("update", ""),
+        "keep_containers": step("keep"), "lead_past_the_proxies": step("past"), "lead_back": step("back"),
+        "_install": step("install"), "_must": step("hold"), "_have_it_run": step("run"),
+        "_engine_runs": lambda: runs and not (fault == "run" and "run" in seen),
+    }.items():  # fmt: skip
+        monkeypatch.setitem(install["main"].__globals__, key, value)
+    given = {"install": {}, "remove": [], "hold": [], "restart": False, "keep_containers": True, "daemon_json": ""} | values
+    if fault:
+        with pytest.raises(SystemExit, match=fault):
+            install["main"](given)
+    else:
+        install["main"](given)
+    assert seen == order
 
 
 def test_containers_know_the_names_of_their_own_networks_while_the_engine_restarts(tmp_path):
