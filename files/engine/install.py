@@ -170,6 +170,15 @@ def _engine_runs() -> bool:
     return _run("systemctl", "is-active", "docker.service").stdout.strip() == "active"
 
 
+def _is_replaced_on_disk() -> bool:
+    """Whether the engine still runs what its package had before: the distributions' packages restart nothing on an upgrade."""
+    pid = _run("systemctl", "show", "-P", "MainPID", "docker.service").stdout.strip()
+    try:
+        return os.readlink(f"/proc/{pid}/exe").endswith(" (deleted)")
+    except OSError:
+        return False
+
+
 def main(values: dict) -> None:
     fresh = _set_sources(values)
     changes = bool(values["install"] or values["remove"])
@@ -187,7 +196,7 @@ def main(values: dict) -> None:
             _install(values)
         if values["hold"]:
             _must("apt-mark", "hold", *values["hold"])
-        _have_it_run(values["restart"])
+        _have_it_run(values["restart"] or _is_replaced_on_disk())
     except SystemExit:
         sys.stderr.write(said[-4000:])
         # Without an engine the detour is the only way to the containers: the run that brings it back leads back as well.

@@ -379,7 +379,7 @@ def test_no_request_is_lost_while_the_packages_change(lab, provision, repository
     steps = [(docker_packages(apt, "28.5.1"), ""), (docker_packages(apt, "28.5.2"), ""), (docker_packages(apt, "28.5.2"), "replaced")]
     for deploy, by_hand in steps:
         if by_hand:
-            host.run("cp /usr/bin/dockerd /usr/bin/dockerd.new && mv /usr/bin/dockerd.new /usr/bin/dockerd")
+            host.run("engine=$(command -v dockerd); cp $engine $engine.new && mv $engine.new $engine")
         kept, before = pid(host, "shop"), engine_pid(host)
         stranger.run("rm -f /root/stop /root/asked; systemd-run --collect --unit=asks -p StandardOutput=file:/root/asked "
                      f"python3 /root/ask.py {host.address}")  # fmt: skip
@@ -395,6 +395,7 @@ def test_no_request_is_lost_while_the_packages_change(lab, provision, repository
         answered, failed = map(int, said.split()[:2])
         assert (failed, answered > 100) == (0, True), said
         assert (pid(host, "shop"), engine_pid(host) != before) == (kept, True)
+        assert provision(host, deploy).changed == []
         assert host.read("/etc/nginx/upstreams/shop.conf") == upstream
         assert "hostwright" not in host.run("cat /var/lib/docker/containers/*/hosts").stdout
         assert not host.exists("/var/lib/hostwright/engine-detour.json")

@@ -465,7 +465,7 @@ def test_requests_go_past_the_engine_while_its_packages_change(monkeypatch, faul
         "_set_sources": lambda values: False, "_finish_interrupted": lambda: None, "_update": step("update", ""),
         "keep_containers": step("keep"), "lead_past_the_proxies": step("past"), "lead_back": step("back"),
         "_install": step("install"), "_must": step("hold"), "_have_it_run": step("run"),
-        "_engine_runs": lambda: runs and not (fault == "run" and "run" in seen),
+        "_is_replaced_on_disk": lambda: False, "_engine_runs": lambda: runs and not (fault == "run" and "run" in seen),
     }.items():  # fmt: skip
         monkeypatch.setitem(install["main"].__globals__, key, value)
     given = {"install": {}, "remove": [], "hold": [], "restart": False, "keep_containers": True, "daemon_json": ""} | values
