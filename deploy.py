@@ -13,9 +13,12 @@ from deploys.cricksy import cricksy
 from deploys.docker_engine import docker_engine
 from deploys.gateway import gateway
 from deploys.mcbench import mcbench
+from deploys.mcbench import preflight as mcbench_preflight
 from operations import preflight
 
 preflight.host(current().requirements, name="Check host")
+if current().mcbench is not None:
+    mcbench_preflight()
 base()
 if "gateway" in host.groups:
     gateway()

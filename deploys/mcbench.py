@@ -7,6 +7,7 @@ docs/mcbench.md.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from pyinfra import host, logger
 from pyinfra.api import DeployError, FactBase, StringCommand, deploy, operation
 from pyinfra.context import ctx_state
 
-from deploys import current, fleet, mcbench_health
+from deploys import current, fleet, mcbench_external, mcbench_health, mcbench_retired
 from deploys.mcbench_store import buckets
 from facts.replicas import Replicas
 from operations import backup, certificate, cleanup, container, dpkg, nginx, replicas
@@ -24,7 +25,7 @@ from operations.container import Health, Log, Mount, Network, Publish, Spec
 from operations.nginx import Location, RateLimit, Upstream
 from settings import Backup, Certificate, Mcbench
 from settings.env import render
-from settings.mcbench import GROUPS, RENDER_PLATFORM, SERVICES, WEB, WORKERS
+from settings.mcbench import CA_DIRECTORY, GROUPS, RENDER_PLATFORM, SERVICES, WEB, WORKERS
 from settings.secret import Secret
 
 NETWORK = "mcbench"
@@ -49,13 +50,25 @@ def name(component: str) -> str:
     return f"mcbench-{component}"
 
 
+@deploy("mcbench preflight")
+def preflight() -> None:
+    """Refuse a host that external services do not let in, or that holds data in the wrong place; changes nothing."""
+    settings = current().mcbench
+    if settings is not None:
+        _left_behind(settings)
+        _external(settings)
+
+
 @deploy("mcbench")
 def mcbench() -> None:
     """Converge one host to its part of the mcbench fleet."""
     settings = current().mcbench
     if settings is None:
         return
+    _left_behind(settings)
     _ground(settings)
+    # Asked before, but not of a host that had no python3 then.
+    _external(settings)
     _health_page(settings)
     _services(settings)
     _images(settings)
@@ -74,8 +87,15 @@ def mcbench() -> None:
     all_well(name="See that the admin-api is well")
     _api(settings)
     all_well(name="See that the api is well")
+    # Before it starts elsewhere: two would send every task twice.
+    mcbench_retired.retired(settings.components, of=["scheduler"], name="Retire a scheduler that this host should not run")
     _scheduler(settings)
     _flower(settings)
+    all_well(name="See that what takes over is well")
+    mcbench_retired.retired(settings.components, name="Retire what this host should not run")
+    if not settings.external_ca:
+        # by now no container reads them
+        mcbench_external.trusted("", name="Remove the certificates of external services")
     _cleanup(settings)
     _backup(settings, current().backup)
     # Last, since it needs nginx to answer from outside: where it fails, all else is done and served self-signed.
@@ -89,11 +109,9 @@ def mcbench() -> None:
 def status() -> None:
     """Say what runs of each component, how well, and what a rollback would go to. Changes nothing."""
     settings = current().mcbench
-    if settings is None:
-        return
-    for component in settings.components:
-        for line in component_status(settings, component):
-            logger.info(f"    [{host.name}] {line}")
+    lines = [line for component in settings.components for line in component_status(settings, component)] if settings else []
+    for line in [*lines, *retirement_status(settings.components if settings else ())]:
+        logger.info(f"    [{host.name}] {line}")
 
 
 def component_status(settings: Mcbench, component: str) -> list[str]:
@@ -117,6 +135,31 @@ def component_status(settings: Mcbench, component: str) -> list[str]:
     if state.previous:
         lines.append(f"{component}: rollback goes to release {state.previous}")
     return lines
+
+
+def retirement_status(wanted: Sequence[str]) -> list[str]:
+    """Return the lines about what is on this host and should not be."""
+    found = host.get_fact(mcbench_retired.PartsThere)
+    how = "the next converge retires it" if wanted else "deploys.mcbench.retire retires it"
+    return [
+        *(f"{one}: is here, and this host should not run it: {how}" for one in mcbench_retired.leftovers(found, wanted)),
+        *mcbench_retired.data_lines(found, wanted),
+    ]
+
+
+@deploy("mcbench retire")
+def retire() -> None:
+    """
+    Drain and take away what a host should not run any more: for one that has left all groups of the fleet.
+
+    Each converge does it for the hosts that are still in one. Databases, Redis and the object store are named and stay, as
+    do all volumes.
+    """
+    settings = current().mcbench
+    wanted = settings.components if settings else ()
+    mcbench_retired.retired(wanted, name="Retire what this host should not run")
+    for line in mcbench_retired.data_lines(host.get_fact(mcbench_retired.PartsThere), wanted):
+        logger.warning(f"    [{host.name}] {line}")
 
 
 @deploy("mcbench rollback")
@@ -194,8 +237,20 @@ class Containers(FactBase[dict[str, str]]):
 # --- what everything stands on --------------------------------------------------------------------------------------
 
 
+def _left_behind(settings: Mcbench) -> None:
+    mcbench_retired.no_data_left(settings.components, name="See that no data is left behind")
+
+
+def _external(settings: Mcbench) -> None:
+    mcbench_external.answer(
+        mcbench_external.questions(settings), ca=settings.external_ca, name="See that external services let this host in"
+    )
+
+
 def _ground(settings: Mcbench) -> None:
     dpkg.packages(["ca-certificates", "curl", "python3"], name="Install packages")
+    if settings.external_ca:
+        mcbench_external.trusted(settings.external_ca, name="Have the certificates that external services are known by")
     container.network(NETWORK, name="Make the network")
     if "server" in settings.roles:
         container.network(JOBS, internal=not settings.jobs_internet, name="Make the network of the games")
@@ -245,6 +300,10 @@ def spec(settings: Mcbench, component: str) -> Spec:
     )
     if component in SERVICES:
         return _service_spec(settings, component, plain)
+    if settings.external_ca:
+        # The label makes them anew when it changes: what they have loaded stays loaded.
+        known_by = hashlib.sha256(settings.external_ca.encode()).hexdigest()[:12]
+        plain = replace(plain, mounts=(Mount(mcbench_external.CA_ON_HOST, CA_DIRECTORY, read_only=True),), labels={"mcbench.ca": known_by})
     if component in WORKERS:
         return _worker_spec(settings, component, plain)
     if component == "admin-flower":
@@ -345,7 +404,7 @@ def _worker_spec(settings: Mcbench, component: str, plain: Spec) -> Spec:
         return replace(
             wanted,
             networks=(Network(NETWORK), Network(JOBS)),
-            mounts=(Mount(SOCKET, SOCKET),),
+            mounts=(*wanted.mounts, Mount(SOCKET, SOCKET)),
             groups=(str(settings.docker_group),) if settings.docker_group else (),
         )
     return wanted

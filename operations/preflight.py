@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from fnmatch import fnmatchcase
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from pyinfra import logger
 from pyinfra.api import FunctionCommand, operation
@@ -136,6 +137,10 @@ def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
+# What was said about each host while the plan was made.
+_planned: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+
+
 def _refuse(state: Any, host: Any, lines: list[str]) -> bool:
     """Say what is wrong and fail this host. An exception here would end the run of the other hosts too."""
     host.log("\n    ".join(["Preflight: this host is not touched", *lines]), logger.error)
@@ -157,14 +162,24 @@ def host(requirements: Requirements) -> Generator[FunctionCommand, None, None]:
 
         preflight.host(current().requirements, name="Check host")
     """
-    state, this = ctx_state.get(), ctx_host.get()  # type: ignore[no-untyped-call]
+    this = ctx_host.get()  # type: ignore[no-untyped-call]
     lines = faults(requirements, this.get_fact(Preflight))
     if not lines:
         this.noop("the host meets its requirements")
         return
+    yield from refused(lines)
+
+
+def refused(lines: list[str]) -> Generator[FunctionCommand, None, None]:
+    """Yield, in an operation that checks a host, what fails it with these faults: in a run, and while a plan is made."""
+    state, this = ctx_state.get(), ctx_host.get()  # type: ignore[no-untyped-call]
     if not state.is_executing:
-        # planning: pyinfra runs no command now, so the host is failed here, without a word to the others
-        _refuse(state, this, lines)
+        # planning: pyinfra runs no command now, so the host is failed here, without a word to the others. Its deploy code
+        # runs on all the same, and may come by here again.
+        said = _planned.setdefault(this, set())
+        if fresh := [line for line in lines if line not in said]:
+            said.update(fresh)
+            _refuse(state, this, fresh)
         state.failed_hosts.add(this)
         state.active_hosts.discard(this)
     yield FunctionCommand(_refuse, (lines,), {})

@@ -53,6 +53,8 @@ SERVICES = ("postgres", "redis", "object")
 WORKERS = ("worker", "admin-worker", "render-worker", "server-worker")
 WEB = ("api", "admin-api")
 RENDER_PLATFORM = "linux/amd64"
+CA_DIRECTORY = "/etc/mcbench-ca"
+"""Where containers find what `external_ca` brings: `bundle.pem`."""
 
 EXPERIMENTAL = frozenset({"lab", "dev"})
 """Groups (an inventory's file name is one) in which unsafe or too small values are allowed."""
@@ -168,6 +170,14 @@ def _dsn(value: str) -> str:
 def _broker(value: Secret) -> Secret:
     if value.resolved and not re.fullmatch(r"rediss?://[^\s]+", value.unmask()):
         raise broken("must be a redis:// or rediss:// URL", show=False)
+    return value
+
+
+def _certificates(value: str) -> str:
+    if "PRIVATE KEY" in value:
+        raise broken("must be certificates, this holds a private key", show=False)
+    if value and not re.match(r"\s*-----BEGIN CERTIFICATE-----\n", value):
+        raise broken("must be the text of a certificate in PEM form", show=False)
     return value
 
 
@@ -289,6 +299,9 @@ class Mcbench(Section):
     postgres_external: bool = Field(False, description="PostgreSQL is somebody else's: `postgres_host` says where")
     redis_external: bool = Field(False, description="Redis is somebody else's: one primary, never a cluster")
     object_external: bool = Field(False, description="the object store is somebody else's, such as AWS S3")
+    external_ca: Annotated[str, AfterValidator(_certificates)] = Field(
+        "", description="certificates (PEM) of the private CA that signed those of external services: containers trust it besides the public ones"
+    )
     internal_address: Annotated[str, AfterValidator(_address)] = Field(
         "",
         description="private address of an infra host on which other hosts of the fleet reach its services; empty publishes none",
@@ -557,6 +570,13 @@ class Mcbench(Section):
         """The components of this host that are the application's own."""
         return tuple(name for name in self.components if name not in SERVICES)
 
+    @property
+    def used_services(self) -> frozenset[str]:
+        """The services that a component of the application on this host uses, wherever they are."""
+        tables = {table for component in self.applications for table in _TABLES[component]}
+        users = {"postgres": {"postgres"}, "redis": {"redis"} if self.celery_broker_url else {"redis", "broker"}, "object": {"object"}}
+        return frozenset(service for service, those in users.items() if tables & those)
+
     def count(self, component: str) -> int:
         """Return how many containers of a component run on this host."""
         if component in (*WEB, *WORKERS):
@@ -616,7 +636,14 @@ class Mcbench(Section):
         if not self.redis_password.resolved:
             return self.redis_password
         password = quote(self.redis_password.unmask(), safe="")
-        return Secret(f"redis{'s' if self.redis_tls else ''}://{self.redis_username}:{password}@{where}:{port}/0")
+        # Celery looks at no certificate unless it is told to.
+        scheme, options = ("rediss", "?ssl_cert_reqs=CERT_REQUIRED") if self.redis_tls else ("redis", "")
+        return Secret(f"{scheme}://{self.redis_username}:{password}@{where}:{port}/0{options}")
+
+    @property
+    def sslmode(self) -> str:
+        """POSTGRES_SSLMODE."""
+        return self.postgres_sslmode or ("require" if self.postgres_external else "disable")
 
     def environment(self, component: str) -> dict[str, str | Secret]:
         """Return the variables of one container of a component: its own, and none of another's.
@@ -627,6 +654,8 @@ class Mcbench(Section):
         for table in _TABLES[component]:
             found |= getattr(self, f"_{table}_variables")()
         if component not in SERVICES:
+            if self.external_ca:
+                found |= {"SSL_CERT_FILE": f"{CA_DIRECTORY}/bundle.pem", "PGSSLROOTCERT": f"{CA_DIRECTORY}/bundle.pem"}
             for name in ("all", component):
                 found |= self.extra_env.get(name, {})
                 found |= self.extra_secret_env.get(name, {})
@@ -656,14 +685,13 @@ class Mcbench(Section):
 
     def _postgres_variables(self) -> dict[str, str | Secret]:
         here = self._here("postgres")
-        sslmode = self.postgres_sslmode or ("require" if self.postgres_external else "disable")
         return {
             "POSTGRES_HOST": "postgres" if here else self.postgres_host,
             "POSTGRES_PORT": "5432" if here else str(self.postgres_port),
             "POSTGRES_USER": self.postgres_user,
             "POSTGRES_PASSWORD": self.postgres_password,
             "POSTGRES_DB": self.postgres_db,
-            "POSTGRES_SSLMODE": sslmode,
+            "POSTGRES_SSLMODE": self.sslmode,
         }
 
     def _session_variables(self) -> dict[str, str | Secret]:
@@ -806,13 +834,12 @@ class Mcbench(Section):
     @rule
     def _services_are_reached(self) -> Iterator[Fault]:
         """A host without a service must be told where it is; the guide's names only live on one host's network."""
-        tables = {table for component in self.applications for table in _TABLES[component]}
-        for service, key, default, users in (
-            ("postgres", "postgres_host", "postgres", {"postgres"}),
-            ("redis", "redis_host", "redis", {"redis"} if self.celery_broker_url else {"redis", "broker"}),
-            ("object", "object_store_dsn", "object:9000", {"object"}),
+        for service, key, default in (
+            ("postgres", "postgres_host", "postgres"),
+            ("redis", "redis_host", "redis"),
+            ("object", "object_store_dsn", "object:9000"),
         ):
-            if service not in self.components and tables & users and getattr(self, key) == default:
+            if service in self.used_services - {*self.components} and getattr(self, key) == default:
                 yield Fault(
                     key,
                     f"is required on a host without {service}",
@@ -840,6 +867,8 @@ class Mcbench(Section):
                 "object_store_secure", "must be False: this deploy's object store speaks no TLS", True,
                 "write mcbench_object_external = True",
             )  # fmt: skip
+        if self.external_ca and not self.external:
+            yield Fault("external_ca", "must be empty when no service is external", hint="this deploy's own services speak no TLS")
         for origin in self.cors_allowed_origin.split(","):
             if origin.startswith("http://") and not self.is_experimental:
                 yield Fault("cors_allowed_origin", "must be https:// outside the groups lab and dev", origin)
@@ -914,6 +943,14 @@ class Mcbench(Section):
             yield Fault("log_address", f"is required when mcbench_log_driver is {self.log_driver!r}", hint="write mcbench_log_address = 'udp://logs.internal:12201'")
         if self.log_address and not self.ships_logs:
             yield Fault("log_address", f"must be empty when mcbench_log_driver is {self.log_driver!r}", self.log_address)
+        if self.log_driver in ("syslog", "gelf") and self.log_address and not self.log_address.startswith("udp://"):
+            yield Fault(
+                "log_address",
+                f"must begin with udp:// when mcbench_log_driver is {self.log_driver!r}: over TCP the engine starts no container "
+                "while the collector is away",
+                self.log_address,
+                "fluentd ships over TCP and waits for nobody",
+            )
         if self.ships_logs and self.humanize_logs:
             yield Fault("humanize_logs", f"must be False when mcbench_log_driver is {self.log_driver!r}: collectors read JSON", True)
 

@@ -138,7 +138,9 @@ class Fleet:
         return {
             "data": {**self.data(**settings), **self.more},
             "groups": self.roles,
-            "host_data": {self.front.name: {"mcbench_internal_address": self.front.address}} if len(self.hosts) > 1 else {},
+            "host_data": {
+                host.name: {"mcbench_internal_address": host.address} for host in self.roles["mcbench_infra"] if len(self.hosts) > 1
+            },
         }
 
     def run(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import runpy
+import socket
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
 import pytest
 
 from deploys import mcbench as deploy
-from deploys import mcbench_health
+from deploys import mcbench_external, mcbench_health, mcbench_retired
 from operations import container, nginx
 from settings import Mcbench, Secret, SettingsError, load_fleet, load_host
 from settings.mcbench import COMPONENTS, GROUPS, OWN_VARIABLES, ROLES, SERVICES
@@ -33,6 +37,7 @@ SECRETS = {
     "SHORT": "0123456789",
     "QUOTED": 'a "quoted" password\\',
     "NO_URL": "amqp://localhost",
+    "BROKER": "redis://queue:p%231@broker.internal:6380/2",
 }
 GOOD = {
     "certificate_email": "ops@example.org",
@@ -198,6 +203,8 @@ def test_external_services_are_reached_by_tls():
     assert variables["POSTGRES_SSLMODE"] == "require"
     assert variables["REDIS_USE_SSL"] == "true"
     assert variables["CELERY_BROKER_URL"].unmask().startswith("rediss://fleet:")
+    # without it Celery takes any certificate
+    assert variables["CELERY_BROKER_URL"].unmask().endswith(":6379/0?ssl_cert_reqs=CERT_REQUIRED")
 
 
 def test_extra_variables_arrive_where_they_are_meant():
@@ -554,6 +561,11 @@ BAD = {
         WORKER, {"mcbench_extra_env": {"admin-worker": {"XAI_API_KEY": "x"}}},
         "mcbench_extra_env.admin-worker.XAI_API_KEY: looks like a secret on host box, "
         "write mcbench_extra_secret_env = {'admin-worker': {'XAI_API_KEY': 'env:XAI_API_KEY'}}",
+    ),
+    "collector that containers wait for": (
+        WORKER, {"mcbench_log_driver": "syslog", "mcbench_log_address": "tcp://logs.internal:514", "mcbench_humanize_logs": False},
+        "mcbench_log_address: must begin with udp:// when mcbench_log_driver is 'syslog': over TCP the engine starts no container "
+        "while the collector is away on host box, got 'tcp://logs.internal:514', fluentd ships over TCP and waits for nobody",
     ),
     "variable of a database": (
         WORKER, {"mcbench_extra_env": {"postgres": {"TZ": "UTC"}}},
@@ -949,3 +961,155 @@ def test_page_is_answered_over_a_socket(tmp_path, path, kind):
     assert head.startswith("HTTP/1.0 503 ")
     assert f"Content-Type: {kind}" in head
     assert "no Docker engine answers" in body
+
+
+# --- services of somebody else's --------------------------------------------------------------------------------------
+
+OUTSIDE = {
+    "postgres_external": True, "postgres_host": "10.9.0.1", "redis_external": True, "redis_host": "10.9.0.1", "redis_tls": True,
+    "redis_username": "fleet", "object_external": True, "object_store_dsn": "10.9.0.1:9443", "object_store_secure": True,
+}  # fmt: skip
+PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+
+
+def test_each_host_asks_the_external_services_that_it_uses():
+    def kinds(*groups, **more):
+        return [(one["kind"], one["host"], one["port"]) for one in mcbench_external.questions(settings(*groups, **{**OUTSIDE, **more}))]
+
+    postgres, redis, store = ("postgres", "10.9.0.1", 5432), ("redis", "10.9.0.1", 6379), ("object", "10.9.0.1", 9443)
+    assert kinds("mcbench_worker") == [postgres, redis]
+    assert kinds("mcbench_api", "mcbench_worker") == [postgres, redis, store]
+    assert kinds("mcbench_api", postgres_external=False, redis_external=False, redis_tls=False, redis_username="default") == [store]
+    assert kinds("mcbench_infra") == []
+    assert mcbench_external.questions(settings()) == []
+    asked = mcbench_external.questions(settings("mcbench_worker", **OUTSIDE, celery_broker_url="env:BROKER"))
+    assert [(one["name"], one["host"], one["user"], one["tls"]) for one in asked[1:]] == [
+        ("Redis", "10.9.0.1", "fleet", True), ("the broker", "broker.internal", "queue", False),
+    ]  # fmt: skip
+    assert [one["password"].unmask() for one in asked] == ["postgres-password-1", "redis/pass@word#1", "p#1"]
+
+
+def test_private_ca_of_external_services_reaches_containers():
+    found = settings(*[group for group in ALL if group != "mcbench_infra"], **ELSEWHERE_OUTSIDE, external_ca=PEM)
+    for component in found.applications:
+        spec = deploy.spec(found, component)
+        assert container.faults(deploy.name(component), spec) == []
+        assert [(one.source, one.target, one.read_only) for one in spec.mounts if "docker.sock" not in one.source] == [
+            ("/etc/hostwright/mcbench-ca", "/etc/mcbench-ca", True)
+        ]
+        assert found.environment(component)["SSL_CERT_FILE"] == "/etc/mcbench-ca/bundle.pem"
+    other = settings(*[group for group in ALL if group != "mcbench_infra"], **ELSEWHERE_OUTSIDE, external_ca=PEM.replace("MIIB", "MIIC"))
+    assert container.spec_hash(deploy.spec(found, "api")) != container.spec_hash(deploy.spec(other, "api"))
+    assert report(["mcbench_worker"], {"mcbench_external_ca": PEM, **ELSEWHERE}) == [
+        "mcbench_external_ca: must be empty when no service is external on host box, this deploy's own services speak no TLS"
+    ]
+    assert report(["mcbench_worker"], {"mcbench_external_ca": "/etc/ca.pem", "mcbench_redis_external": True, **ELSEWHERE}) == [
+        "mcbench_external_ca: must be the text of a certificate in PEM form on host box"
+    ]
+
+
+ELSEWHERE_OUTSIDE = {key: value for key, value in OUTSIDE.items() if key != "redis_username"}
+
+
+@pytest.fixture(scope="module")
+def external() -> dict[str, object]:
+    return runpy.run_path(str(ROOT / "files/mcbench/external.py"))
+
+
+@contextlib.contextmanager
+def speaker(*answers: bytes):
+    """A server that answers the n-th thing it is sent with the n-th of these; gives its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def speak() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(ConnectionError):
+                for answer in answers:
+                    connection.recv(4096)
+                    connection.sendall(answer)
+                connection.recv(4096)
+
+        thread = threading.Thread(target=speak, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join(5)
+
+
+def told(kind: bytes, body: bytes) -> bytes:
+    return kind + (len(body) + 4).to_bytes(4, "big") + body
+
+
+READY = told(b"R", bytes(4)) + told(b"S", b"server_version\0%s\0") + told(b"Z", b"I")
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "answers", "fault"),
+    [
+        ("redis", {}, (b"+OK\r\n", b"$6\r\nrole:m\r\n"), "must be the primary, is a replica"),
+        ("redis", {}, (b"+OK\r\n", b"$11\r\nrole:master\r\n"), ""),
+        ("redis", {}, (b"+OK\r\n", b"-NOPERM no\r\n"), ""),
+        ("redis", {}, (b"-WRONGPASS invalid username-password pair\r\n",), "WRONGPASS invalid username-password pair"),
+        ("redis", {}, (b"+OK\r\n", b"$17\r\ncluster_enabled:1\r\n"), "must not be a cluster: Celery does not work with one"),
+        (
+            "redis", {}, (b"+OK\r\n", b"$40\r\nmaxmemory:9\r\nmaxmemory_policy:allkeys-lru\r\n"),
+            "forgets tasks when its memory is full (maxmemory-policy allkeys-lru): must be noeviction",
+        ),
+        ("redis", {"tls": True}, (b"-ERR Protocol error\r\n",), "does not answer with TLS: WRONG_VERSION_NUMBER"),
+        ("postgres", {"sslmode": "require"}, (b"N",), "offers no TLS, and mcbench_postgres_sslmode is 'require'"),
+        ("postgres", {"sslmode": "prefer"}, (b"N", READY.replace(b"%s", b"17")), ""),
+        ("postgres", {}, (READY.replace(b"%s", b"15"),), "must be PostgreSQL 16 or newer, is 15"),
+        ("postgres", {}, (told(b"E", b"SFATAL\0Mno database \"x\"\0\0"),), 'no database "x"'),
+        ("object", {}, (b"HTTP/1.1 403 No\r\n\r\n",), "refuses the access key, or bucket in to it"),
+        ("object", {}, (b"HTTP/1.1 404 No\r\n\r\n",), "has no bucket in: make it there"),
+        ("object", {}, (b"HTTP/1.1 200 OK\r\n\r\n",), ""),
+    ],
+)  # fmt: skip
+def test_fault_of_an_external_service_is_said(external, kind, more, answers, fault):
+    questions = {
+        "postgres": {"user": "u", "password": "p", "database": "d", "sslmode": "disable"},
+        "redis": {"user": "default", "password": "p", "tls": False},
+        "object": {"access": "a", "secret": "s", "tls": False, "buckets": ["in"]},
+    }
+    answers = tuple(answer.replace(b"%s", b"17") for answer in answers)
+    if kind == "redis" and answers[-1].startswith(b"$"):
+        _, _, body = answers[-1].partition(b"\r\n")
+        answers = (*answers[:-1], b"$%d\r\n%s\r\n" % (len(body), body))
+    with speaker(*answers) as port:
+        question = {"kind": kind, "name": kind, "host": "127.0.0.1", "port": port, **questions[kind], **more}
+        assert external["fault_of"](question, "") == fault
+
+
+def test_external_service_that_is_away_is_said(external):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    question = {"kind": "redis", "host": "127.0.0.1", "port": port, "user": "default", "password": "p", "tls": False}
+    assert external["fault_of"](question, "") == "does not answer: [Errno 111] Connection refused"
+
+
+# --- what a host should not run any more ------------------------------------------------------------------------------
+
+
+def test_what_is_there_and_should_not_be_is_found_and_goes_in_order():
+    found = mcbench_retired.parse(
+        [
+            "container|mcbench-worker|mcbench-worker-0123456789ab-1||Up 3 hours (healthy)",
+            "container|mcbench-api|mcbench-api-migrate|migrate|Exited (0) 3 hours ago",
+            "container||mcbench-scheduler||Exited (1) 2 hours ago",
+            "container||mcbench-postgres||Up 3 hours",
+            "container||mcbench-redis||Exited (0) 1 hour ago",
+            "container|shop-worker|shop-worker-1||Up 3 hours",
+            "file|/var/lib/hostwright/replicas/mcbench-admin-api/current.json",
+            "file|/etc/nginx/sites-enabled/mcbench-api.conf",
+            "file|/etc/nginx/sites-enabled/shop.conf",
+            "file|/etc/hostwright/backup/mcbench-postgres.json",
+            "file|/etc/hostwright/mcbench-health.json",
+        ]
+    )
+    assert found.running == {"worker", "postgres"}
+    assert found.there == {"worker", "scheduler", "postgres", "redis", "admin-api"}
+    assert (found.sites, found.sources, found.health) == ({"api"}, {"mcbench-postgres"}, True)
+    assert mcbench_retired.leftovers(found, ()) == ["api", "admin-api", "scheduler", "worker"]
+    assert mcbench_retired.leftovers(found, ("worker", "api")) == ["admin-api", "scheduler"]
+    assert mcbench_retired.data_left(found, ("redis",)) == ["postgres"]
+    assert mcbench_retired.data_left(found, ("postgres",)) == [], "a stopped one waits for whoever stopped it"
+    assert set(mcbench_retired.ORDER) | set(SERVICES) == set(COMPONENTS)

@@ -12,7 +12,7 @@ import pytest
 from deploys.mcbench import FLOWER_PORT, JOBS, NETWORK, SOCKET, name, published_service
 from deploys.mcbench_health import PATH, PROGRAM
 from settings import Host, Mcbench, Secret
-from settings.mcbench import SERVICES, WEB, WORKERS
+from settings.mcbench import COMPONENTS, SERVICES, WEB, WORKERS
 from tests.verify.conftest import Machine
 
 SYSTEM = "mcbench"
@@ -121,6 +121,12 @@ def test_every_component_runs_as_often_as_it_should(machine: Machine) -> None:
     wanted = {component: _mcbench(machine.settings).count(component) for component in found}
     running = {component: sum(one["status"] == "running" for one in those) for component, those in found.items()}
     assert running == wanted
+
+
+def test_nothing_runs_that_this_host_should_not_run(machine: Machine) -> None:
+    every = [json.loads(line) for line in machine.lines("mcbench-containers")]
+    running = {(one["component"] or one["name"]).removeprefix("mcbench-") for one in every if one["status"] == "running" and not one["job"]}
+    assert sorted(running & set(COMPONENTS) - {*_mcbench(machine.settings).components}) == []
 
 
 def test_no_container_is_unwell_or_stays_down(machine: Machine) -> None:
