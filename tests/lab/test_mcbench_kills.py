@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import random
 import re
-import signal
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +12,15 @@ import pytest
 from tests.lab import mcbench_load
 from tests.lab.fingerprint import Fingerprint, leftovers
 from tests.lab.hosts import LabHost
+from tests.lab.kill import SEED, kill_run, spread
 from tests.lab.lab import Lab
 from tests.lab.mcbench_fleet import API, ENV, Fleet, all_done, ask, fleet_of, versions
-from tests.lab.state import REPOSITORY, wait_for
-from tests.lab.test_kills import SEED, Point
+from tests.lab.state import wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 POINTS = 10
 BARE = "bare"
-_STARTED = re.compile(r"--> Starting operation: (.*?)\s*$")
 _DOCKER = r"""
 docker ps -a --format 'container {{.Names}} {{.Image}} {{.State}} {{.Label "hostwright.spec"}} {{.Networks}}' | sort
 docker network ls --format 'network {{.Name}} {{.Driver}} {{.Internal}}' | sort
@@ -42,36 +36,6 @@ def fleet(lab: Lab) -> Iterator[Fleet]:
             host.save(BARE)
         made.put("v1.1.0")
         yield made
-
-
-def spread(count: int, operations: int) -> list[Point]:
-    """Kill points spread evenly over the operations of a run, each somewhere within its stretch."""
-    dice = random.Random(SEED)
-    places = [(number + dice.random()) / count * operations for number in range(count)]
-    return [Point(int(place), round(dice.uniform(0, 3), 2)) for place in places]
-
-
-def kill_run(fleet: Fleet, point: Point, scratch: Path, **settings: object) -> str:
-    """Start a converge and kill it, with all of its processes, at a point or at its end; return the operation it was in.
-
-    What it had started on the hosts goes on there for as long as it likes, as in life.
-    """
-    process = subprocess.Popen(
-        fleet.command(scratch, **settings), cwd=REPOSITORY, env={**os.environ, "NO_COLOR": "1", **ENV},
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    names: list[str] = []
-    for line in process.stderr:
-        if started := _STARTED.search(re.sub(r"\x1b\[[0-9;]*m", "", line)):
-            names.append(started[1])
-        if len(names) > point.operation:
-            break
-    time.sleep(point.seconds)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert len(names) > point.operation, f"the run ended before its kill point, after {names[-1:]}"
-    return names[-1]
 
 
 def operations(fleet: Fleet, **settings: object) -> int:
@@ -166,7 +130,7 @@ def test_ten_kills_of_a_first_converge_end_like_an_undisturbed_one(fleet: Fleet,
     undisturbed = state(fleet)
     for host in fleet.hosts:
         host.reset(BARE)
-    where = [kill_run(fleet, point, tmp_path) for point in spread(POINTS, count)]
+    where = [kill_run(fleet.command(tmp_path), ENV, point) for point in spread(POINTS, count, 3)]
     run = fleet.run()
     assert run.ok, f"seed {SEED}, killed in {where}: {run}"
     found = differences(undisturbed, state(fleet))
@@ -181,9 +145,9 @@ def test_upgrade_is_killed_once_and_nobody_notices(fleet: Fleet, stranger: LabHo
     """There on an even number, back on an odd one; what clients ask is answered all the time, every task done once."""
     here, there = ("v1.0.0", "v1.1.0") if number % 2 == 0 else ("v1.1.0", "v1.0.0")
     count = operations(fleet, version=here)
-    point = spread(POINTS, count)[number]
+    point = spread(POINTS, count, 3)[number]
     with mcbench_load.traffic(stranger, fleet.front, API, rate=30, tasks=60) as traffic:
-        where = kill_run(fleet, point, tmp_path, version=there)
+        where = kill_run(fleet.command(tmp_path, version=there), ENV, point)
         run = fleet.run(version=there)
     said = f"seed {SEED}, {point}, killed in {where}"
     assert run.ok, f"{said}: {run}"

@@ -1,0 +1,65 @@
+"""A run of pyinfra that is killed somewhere: points spread over its operations, made from a seed, and the kill itself."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tests.lab.state import REPOSITORY
+
+SEED = int(os.environ.get("HOSTWRIGHT_KILL_SEED", random.SystemRandom().randrange(10**6)))
+_STARTED = re.compile(r"--> Starting operation: (.*?)\s*$")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run is killed: so many seconds after the start of an operation.
+
+    + operation: its number in the run, from 0
+    """
+
+    operation: int
+    seconds: float
+
+
+def spread(count: int, operations: int, longest: float = 2) -> list[Point]:
+    """Return kill points spread evenly over a run, each somewhere within its stretch; the same for the same seed.
+
+    + longest: most seconds after an operation's start
+    """
+    dice = random.Random(SEED)
+    places = [(number + dice.random()) / count * operations for number in range(count)]
+    return [Point(int(place), round(dice.uniform(0, longest), 2)) for place in places]
+
+
+def kill_run(command: Sequence[str], env: Mapping[str, str], point: Point) -> str:
+    """Start a run and kill it, with all of its processes, at a point or at its end; return the operation it was in.
+
+    What it had started on the hosts goes on there for as long as it likes, as in life.
+
+    + command: as ``provision.command_line`` returns it; + env: further environment variables
+    """
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env={**os.environ, "NO_COLOR": "1", **env},
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    names: list[str] = []
+    said: list[str] = []
+    for line in process.stderr:
+        said.append(line)
+        if started := _STARTED.search(re.sub(r"\x1b\[[0-9;]*m", "", line)):
+            names.append(started[1])
+        if len(names) > point.operation:
+            break
+    time.sleep(point.seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(names) > point.operation, "the run ended before its kill point:\n" + "".join(said[-40:])
+    return names[-1]
