@@ -22,8 +22,10 @@ if current().mcbench is not None:
 base()
 if "gateway" in host.groups:
     gateway()
-if current().mcbench is not None:
+cricksy_settings = current().cricksy
+if current().mcbench is not None or (cricksy_settings is not None and cricksy_settings.runs_containers):
     docker_engine()
+if current().mcbench is not None:
     mcbench()
 if current().cricksy is not None:
     cricksy()

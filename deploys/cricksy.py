@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Generator
+from dataclasses import replace
 
 from pyinfra import host, logger
-from pyinfra.api import DeployError, deploy
+from pyinfra import state as run_state
+from pyinfra.api import DeployError, FactBase, StringCommand, deploy, operation
 from pyinfra.operations import server
 
-from deploys import current
+from deploys import cricksy_container, current
 from deploys.fleet import all_well, first_of
 from facts.celery import CeleryWorkers
+from facts.replicas import Replicas
 from facts.rollout import Rollout
 from operations import (
     backup,
     celery,
     certificate,
+    container,
     dpkg,
     fileset,
     nginx,
     pgcluster,
     redis,
     release,
+    replicas,
     rollout,
     s3,
     schedule,
@@ -37,13 +43,14 @@ from operations import (
     unit,
 )
 from operations.backup import TEXTFILES
+from operations.container import Spec
 from operations.fileset import Absent, Directory, Entry, File
 from operations.nginx import Location, RateLimit, Upstream
 from operations.schedule import Sandbox
 from settings import Backup, Certificate, Cricksy
-from settings.cricksy import CA_FILE, GROUPS
+from settings.cricksy import CA_FILE, GROUPS, KEY_FILE
 from settings.env import render
-from settings.s3 import Bucket, Cors, Lifecycle, Server
+from settings.s3 import Access, Bucket, Cors, KeyFile, Lifecycle, Server
 from settings.secret import Secret
 
 USER = "cricksy"
@@ -65,6 +72,7 @@ def cricksy() -> None:
     _databases(settings)
     _bucket(settings)
     _release(settings)
+    _key(settings)
     all_well("cricksy", GROUPS, name="See that all hosts are ready for the migration")
     _migrate(settings)
     all_well("cricksy", GROUPS, name="See that all hosts are ready for the release")
@@ -103,7 +111,9 @@ def rollback() -> None:
             name="Roll back the API",
         )
     all_well("cricksy", GROUPS, name="See that the API is well")
-    if "worker" in settings.roles:
+    if settings.runs_containers:
+        replicas.rollback(WORKER, name="Roll back the workers' containers")
+    elif "worker" in settings.roles:
         celery.rollback(WORKER, name="Roll back the workers")
 
 
@@ -137,7 +147,11 @@ def status() -> None:
             lines.append(f"api {colour}: {role}, {state.state}, {stored.release if stored else 'changed by hand'}")
         if found.previous:
             lines.append(f"api: rollback goes to {found.stored[found.previous].release}")
-    if "worker" in settings.roles:
+    if settings.runs_containers:
+        there = host.get_fact(Replicas, component=WORKER)
+        lines += [f"worker {one.name}: {', '.join(word for word in (one.state, one.health) if word)}" for one in there.instances]
+        lines.append(f"worker: {settings.worker_instances} are wanted, rollback is {'possible' if there.previous else 'not possible'}")
+    elif "worker" in settings.roles:
         workers = host.get_fact(CeleryWorkers, app=WORKER)
         for number, one in sorted(workers.workers.items()):
             lines.append(f"worker {number}: {one.state}{'' if one.fits else ', started with other files than stand there'}")
@@ -164,13 +178,15 @@ def _databases(settings: Cricksy) -> None:
             settings.postgres_database,
             owner=pgcluster.Role(settings.postgres_owner, settings.postgres_owner_password),
             roles=[pgcluster.Role(settings.postgres_user, settings.postgres_password)],
+            extensions=settings.postgres_extensions,
             former=settings.postgres_former_roles,
             guests=[BACKUP_ROLE],
             name="Make the database and its roles",
         )
     if settings.runs_redis:
         tls = redis.Tls(settings.infra_certificate.unmask(), settings.infra_key) if addresses else None
-        users = [redis.User(settings.redis_user, settings.redis_password)]
+        former = [settings.redis_former_password] if settings.redis_former_password else []
+        users = [redis.User(settings.redis_user, settings.redis_password, former=former)]
         redis.instance(
             BROKER,
             password=settings.redis_admin_password,
@@ -195,30 +211,205 @@ def _databases(settings: Cricksy) -> None:
         )
 
 
-def bucket(settings: Cricksy) -> tuple[Server, Bucket]:
-    """Return where the bucket is, and what it is to be: private, whatever the guide says of presigned URLs."""
-    endpoint = settings.s3_endpoint_url
-    where = Server(
+def store(settings: Cricksy) -> Server:
+    """Return where the bucket is, with the rights of the control side."""
+    return Server(
         region=settings.s3_region,
-        endpoint_url=endpoint,
-        path_style=bool(endpoint),
+        endpoint_url=settings.s3_endpoint_url,
+        path_style=bool(settings.s3_endpoint_url),
         access_key=settings.s3_admin_access_key,
         secret_key=settings.s3_admin_secret_key,
     )
+
+
+def bucket(settings: Cricksy) -> Bucket:
+    """Return what the bucket is to be: private, whatever the guide says of presigned URLs."""
     like_aws = settings.s3_is_aws_like
-    return where, Bucket(
+    return Bucket(
         public_access_blocked=True if like_aws else None,
-        encryption="AES256" if like_aws else None,
+        encryption=("aws:kms" if settings.s3_kms_key else "AES256") if like_aws else None,
+        kms_key=settings.s3_kms_key,
+        versioning=settings.s3_versioning,
         cors=[Cors(settings.cors_origins)] if settings.cors_origins else (),
-        lifecycle=[Lifecycle()],
-        tls_only=not endpoint.startswith("http://"),
+        lifecycle=[Lifecycle(expire_days=settings.s3_expire_days, expire_noncurrent_days=settings.s3_expire_noncurrent_days)],
+        tls_only=not settings.s3_endpoint_url.startswith("http://"),
     )
 
 
 def _bucket(settings: Cricksy) -> None:
     if settings.s3_manage_bucket and host.name == first_of("cricksy_api"):
-        where, wanted = bucket(settings)
-        s3.bucket(settings.s3_bucket, where, wanted, name="Make the bucket")
+        s3.bucket(settings.s3_bucket, store(settings), bucket(settings), name="Make the bucket")
+        if settings.s3_replicate_to:
+            there = replace(store(settings), region=settings.s3_replicate_region)
+            s3.bucket(settings.s3_replicate_to, there, replace(bucket(settings), cors=()), name="Make the bucket of the copies")
+            s3.replication(
+                settings.s3_bucket,
+                to=settings.s3_replicate_to,
+                role=f"{settings.s3_bucket[:51]}-replication",
+                server=store(settings),
+                to_server=there,
+                name="Copy the bucket to the other region",
+            )
+
+
+# --- the host's key of the bucket ------------------------------------------------------------------------------------
+
+
+def key_user(settings: Cricksy) -> str:
+    """Return the name of this host's IAM user."""
+    return f"{settings.s3_user_prefix}{host.name}"
+
+
+def key_file(settings: Cricksy) -> KeyFile:
+    """Return where this host's key stands, when it is replaced, and who runs with it."""
+    return KeyFile(
+        KEY_FILE,
+        access_variable="CRICKSY_S3_ACCESS_KEY",
+        secret_variable="CRICKSY_S3_SECRET_KEY",
+        rotate_days=settings.s3_key_days,
+        rotate_before=settings.s3_key_before,
+        units=(f"{API}-blue.service", f"{API}-green.service", f"{WORKER}@*.service", f"{FLOWER}.service"),
+        restarts=False,
+        keep_seconds=settings.key_keep_seconds,
+    )
+
+
+def access(settings: Cricksy) -> Access:
+    """Return what this host's user may do: the API what the guide's policy allows, a worker less."""
+    may = ("read", "write", "delete", "list") if "api" in settings.roles else settings.s3_worker_access
+    return Access(
+        settings.s3_bucket,
+        read="read" in may,
+        write="write" in may,
+        delete="delete" in may,
+        list_keys="list" in may,
+        kms_key=settings.s3_kms_key,
+    )
+
+
+def _key(settings: Cricksy) -> None:
+    """A user for each host: what one host lost is one host's key, and no secret goes from one to another."""
+    if not settings.runs_application:
+        return
+    if settings.s3_manage_users:
+        s3.user(
+            key_user(settings),
+            key_file(settings),
+            access=[access(settings)],
+            server=store(settings),
+            name="Give the host its key of the bucket",
+        )
+    else:
+        fileset.files([Absent(KEY_FILE)], name="Have no key of the host's own")
+
+
+def _key_is_due(settings: Cricksy) -> bool:
+    """Whether, in a plan, the host is about to get a key that its units do not run with yet."""
+    if run_state.is_executing or not settings.s3_manage_users:
+        return False
+    return s3.is_due(key_user(settings), key_file(settings), store(settings))
+
+
+class KeyUsed(FactBase[bool]):
+    """Whether the colour of the API that serves was started with the key that stands on the host."""
+
+    def command(self, app: str) -> str:
+        return (
+            f"colour=$(readlink /etc/{app}/active.sock 2>/dev/null | sed -n 's|^/run/{app}-\\([a-z]*\\)/app.sock$|\\1|p'); "
+            f'[ -z "$colour" ] || {{ sha256sum <{KEY_FILE}; cat "/run/hostwright/{app}-$colour.key"; }} 2>/dev/null | uniq -c; :'
+        )
+
+    @staticmethod
+    def default() -> bool:
+        return True
+
+    def process(self, output: list[str]) -> bool:
+        return len(output) == 1 and output[0].split()[:1] == ["2"]
+
+
+@operation()
+def api_rollout(settings: Cricksy) -> Generator[StringCommand, None, None]:
+    """
+    Serve the API in its present spec and with the host's present key.
+
+    + settings: of the host
+
+    The key is none of the spec: going back to an older release must not go back to a key that is gone. So where the serving
+    colour was started with another one, it is taken as started with something else, and the other colour takes over.
+    """
+    stamps = " ".join(f"/run/hostwright/{API}-{colour}.started" for colour in ("blue", "green"))
+    if settings.s3_manage_users and (_key_is_due(settings) or not host.get_fact(KeyUsed, app=API)):
+        yield StringCommand(f"rm -f {stamps}")
+    yield from rollout.rollout._inner(
+        app=API,
+        service=api_service(settings),
+        environment=_environment(settings),
+        release=release_directory(settings),
+        health_path=settings.health_path,
+        probe=_probe(settings),
+        start_seconds=settings.start_timeout_seconds,
+        settle_seconds=settings.settle_seconds,
+        drain_seconds=settings.drain_seconds,
+        keep=settings.keep_releases,
+    )
+
+
+@operation()
+def worker_rollout(settings: Cricksy, count: int | None = None) -> Generator[StringCommand, None, None]:
+    """
+    Run the host's workers in their present spec and with the host's present key.
+
+    + settings: of the host; + count: instances; None: what the settings say
+    """
+    if settings.runs_containers:
+        yield from _containers(settings, count)
+        return
+    if _key_is_due(settings):
+        # never run: a plan ends here, and says that the workers are started anew
+        yield StringCommand("false")
+    yield from _units(settings, settings.workers(count))
+    # afterwards: who takes tasks is never nobody
+    if host.get_fact(Replicas, component=WORKER).release:
+        yield from replicas.workers._inner(component=WORKER, present=False)
+
+
+def _containers(settings: Cricksy, count: int | None) -> Generator[StringCommand, None, None]:
+    yield from replicas.workers._inner(
+        component=WORKER,
+        spec=container_spec(settings),
+        count=settings.worker_instances if count is None else count,
+        quiesce=cricksy_container.ask("quiesce"),
+        busy=cricksy_container.ask("busy"),
+        start_seconds=settings.worker_start_seconds,
+        settle_seconds=settings.settle_seconds,
+        drain_seconds=settings.task_time_limit + 30,
+        keep=settings.keep_releases,
+    )
+    if host.get_fact(CeleryWorkers, app=WORKER).workers:
+        yield from _units(settings, [])
+
+
+def container_spec(settings: Cricksy) -> Spec:
+    """Return what a worker's container is to be."""
+    return cricksy_container.spec(settings, Secret(render(settings.environment(), consumer="docker")))
+
+
+def _units(settings: Cricksy, wanted: list[tuple[tuple[str, ...], int]]) -> Generator[StringCommand, None, None]:
+    where = _where(settings)
+    yield from celery.workers._inner(
+        app=WORKER,
+        service=worker_service(settings),
+        environment=_environment(settings),
+        workers=[celery.Worker(queues, concurrency) for queues, concurrency in wanted],
+        program=celery.Program(
+            f"{where['release']}/venv/bin/python",
+            settings.celery_app,
+            where["directory"],
+            USER,
+            env_files=(settings.key_file,) if settings.key_file else (),
+        ),
+        start_seconds=settings.worker_start_seconds,
+    )
 
 
 # --- a release ------------------------------------------------------------------------------------------------------
@@ -246,7 +437,9 @@ def _release(settings: Cricksy) -> None:
         shell="/usr/sbin/nologin",
         name="Create service user",
     )
-    if "worker" in settings.roles:
+    if settings.runs_containers and settings.worker_image:
+        container.pulled([settings.worker_image], name="Pull the workers' image")
+    elif "worker" in settings.roles:
         tesseract.languages(settings.tesseract_languages, user=USER, name="Install Tesseract")
     ca: Entry = File(CA_FILE, settings.infra_ca.unmask()) if settings.uses_ca else Absent(CA_FILE)
     fileset.files([Directory("/etc/cricksy"), ca], name="Upload the databases' authority")
@@ -263,7 +456,13 @@ def _release(settings: Cricksy) -> None:
 def _where(settings: Cricksy) -> dict[str, str]:
     """Return what every unit of the release is written with."""
     built = release_directory(settings)
-    return {"user": USER, "release": built, "directory": f"{built}/src/{settings.directory}"}
+    return {
+        "user": USER,
+        "release": built,
+        "directory": f"{built}/src/{settings.directory}",
+        "key_file": settings.key_file,
+        "key_stamp": key_file(settings).stamp if settings.s3_manage_users else "",
+    }
 
 
 def _environment(settings: Cricksy, owner: bool = False, **more: str | Secret) -> Secret:
@@ -301,7 +500,7 @@ def worker_service(settings: Cricksy) -> str:
         time_limit=settings.task_time_limit,
         soft_time_limit=settings.task_soft_time_limit,
         memory_max=settings.worker_memory_max,
-        **celery.names(WORKER),
+        **celery.names(WORKER, (settings.key_file,) if settings.key_file else ()),
         **_where(settings),
     )
 
@@ -309,16 +508,7 @@ def worker_service(settings: Cricksy) -> str:
 def _workers(settings: Cricksy, count: int | None = None) -> None:
     if "worker" not in settings.roles:
         return
-    where = _where(settings)
-    celery.workers(
-        WORKER,
-        service=worker_service(settings),
-        environment=_environment(settings),
-        workers=[celery.Worker(queues, concurrency) for queues, concurrency in settings.workers(count)],
-        program=celery.Program(f"{where['release']}/venv/bin/python", settings.celery_app, where["directory"], USER),
-        start_seconds=settings.worker_start_seconds,
-        name="Roll out workers",
-    )
+    worker_rollout(settings, count, name="Roll out workers")
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------
@@ -371,24 +561,25 @@ def _api(settings: Cricksy) -> None:
         hsts_seconds=settings.hsts_seconds,
         name="Upload nginx site",
     )
-    rollout.rollout(
-        API,
-        service=api_service(settings),
-        environment=_environment(settings),
-        release=release_directory(settings),
-        health_path=settings.health_path,
-        probe=_probe(settings),
-        start_seconds=settings.start_timeout_seconds,
-        settle_seconds=settings.settle_seconds,
-        drain_seconds=settings.drain_seconds,
-        keep=settings.keep_releases,
-        name="Roll out the API",
-    )
+    api_rollout(settings, name="Roll out the API")
 
 
 def has_flower(settings: Cricksy) -> bool:
     """Whether Flower runs on this host: on the first one of the API alone."""
     return bool(settings.flower_domain) and "api" in settings.roles and host.name == first_of("cricksy_api")
+
+
+@operation()
+def flower_unit(settings: Cricksy, service: str, probe: str) -> Generator[StringCommand, None, None]:
+    """
+    Run Flower with the host's present key.
+
+    + settings: of the host; + service: the unit; + probe: see ``unit.unit``
+    """
+    if _key_is_due(settings):
+        yield StringCommand("false")  # never run, see worker_rollout
+    inputs = [settings.key_file] if settings.key_file else []
+    yield from unit.unit._inner(unit=service, inputs=inputs, probe=probe, probe_seconds=60)
 
 
 def _flower(settings: Cricksy) -> None:
@@ -409,7 +600,7 @@ def _flower(settings: Cricksy) -> None:
         probe_seconds=60,
         name="Upload Flower's unit",
     )
-    unit.unit(service, probe=probe, probe_seconds=60, name="Run Flower")
+    flower_unit(settings, service, probe, name="Run Flower")
     certificate.bootstrap(FLOWER, domains=[settings.flower_domain], name="Have a certificate for Flower")
     nginx.site(
         FLOWER,
@@ -430,6 +621,7 @@ def health(settings: Cricksy) -> str:
         "health_path": settings.health_path,
         "queues": queues,
         "counts": settings.health_counts,
+        "figures": settings.health_figures,
         "most_waiting": settings.health_most_waiting,
         "memory_share": settings.health_memory_percent / 100,
     }
@@ -489,6 +681,29 @@ def _backup(settings: Cricksy, policy: Backup) -> None:
             present=policy.enabled,
             name="Back up the broker",
         )
+    if host.name == (first_of("cricksy_infra") or first_of("cricksy_api")) and settings.backup_key[0]:
+        backup.source(
+            "cricksy-uploads",
+            policy=policy,
+            kind="bucket",
+            server=backup_bucket(settings),
+            minimum={"objects": settings.s3_backup_least_objects} if settings.s3_backup_least_objects else None,
+            present=policy.enabled and settings.s3_backup,
+            name="Back up the bucket",
+        )
+
+
+def backup_bucket(settings: Cricksy) -> backup.Bucket:
+    """Return the bucket as the host that backs it up reaches it."""
+    ending = ".cn" if settings.s3_region.startswith("cn-") else ""
+    access_key, secret_key = settings.backup_key
+    return backup.Bucket(
+        bucket=settings.s3_bucket,
+        endpoint=settings.s3_endpoint_url or f"https://s3.{settings.s3_region}.amazonaws.com{ending}",
+        access_key=access_key,
+        secret_key=secret_key,
+        region=settings.s3_region,
+    )
 
 
 def _certificates(settings: Cricksy, wanted: Certificate) -> None:

@@ -335,7 +335,6 @@ def read_user(server: Server, user: str, tag: str) -> UserState:
                 return UserState()
             raise
         names = _all(iam, "list_user_policies", "PolicyNames", user)
-        listed = _all(iam, "list_access_keys", "AccessKeyMetadata", user)
         return UserState(
             True,
             _tag(_all(iam, "list_user_tags", "Tags", user), tag),
@@ -347,8 +346,21 @@ def read_user(server: Server, user: str, tag: str) -> UserState:
                 one["PolicyArn"] for one in _all(iam, "list_attached_user_policies", "AttachedPolicies", user)
             ),
             tuple(one["GroupName"] for one in _all(iam, "list_groups_for_user", "Groups", user)),
-            tuple(_key(iam, one, with_use=len(listed) > 1) for one in listed),
+            read_keys(server, user),
         )
+
+
+def read_keys(server: Server, user: str) -> tuple[Key, ...]:
+    """Return the access keys of a user; none when there is no such user."""
+    iam = client(server, "iam")
+    with explained("iam", f"user {user}"):
+        try:
+            listed = _all(iam, "list_access_keys", "AccessKeyMetadata", user)
+        except ClientError as error:
+            if error_code(error) in _ABSENT:
+                return ()
+            raise
+        return tuple(_key(iam, one, with_use=len(listed) > 1) for one in listed)
 
 
 @dataclass(frozen=True)
@@ -415,6 +427,8 @@ class KeyFileState(Record):
     + is_whole: it has both variables, and nobody has changed it since it was written
     + mode, owner, group: as ``stat`` prints them
     + running: those of the asked-for units that run
+    + behind: those of them that were started with another content of the file, by what they wrote down themselves
+    + quiet_seconds: since the last of the units was started or came to its end; without any: since the host was
     """
 
     key_id: str = ""
@@ -423,6 +437,8 @@ class KeyFileState(Record):
     owner: str = ""
     group: str = ""
     running: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
+    quiet_seconds: int = 0
 
 
 SEAL = "# sha256 of the lines above: "
@@ -436,9 +452,16 @@ if [ -f "$f" ] && [ ! -L "$f" ]; then
     printf 'key\t%s\n' "$(sed -n 's/^{access}=//p' "$f")"
     printf 'secrets\t%s\n' "$(grep -c '^{secret}=.' "$f")"
 fi 2>/dev/null
-for unit in {units}; do
-    ! systemctl is-active --quiet -- "$unit" || printf 'running\t%s\n' "$unit"
-done 2>/dev/null
+now=$(cut -d . -f 1 /proc/uptime)
+sum=$({{ sha256sum <"$f"; }} 2>/dev/null | cut -c 1-64)
+printf 'quiet\t%s\n' "$now"
+[ -z {any} ] || for unit in $(systemctl list-units --all --plain --no-legend --no-pager -- {units} 2>/dev/null | cut -d ' ' -f 1); do
+    state=$(systemctl show -p ActiveState --value -- "$unit")
+    since=$(systemctl show -p StateChangeTimestampMonotonic --value -- "$unit")
+    [ "$(cut -c 1-64 "/run/hostwright/${{unit%.service}}.key" 2>/dev/null)" = "$sum" ] && fits=yes || fits=no
+    printf 'unit\t%s\t%s\t%s\n' "$unit" "$state" "$fits"
+    printf 'quiet\t%s\n' "$((now - since / 1000000))"
+done
 true
 """
 
@@ -454,7 +477,8 @@ class KeyFileFact(FactBase[KeyFileState]):
             seal=SEAL,
             access=key_file.access_variable,
             secret=key_file.secret_variable,
-            units=" ".join(map(shlex.quote, key_file.units)),
+            units=shlex.join(key_file.units),
+            any=shlex.quote("".join(key_file.units)[:1]),
         )
 
     def process(self, output: list[str]) -> KeyFileState:
@@ -462,4 +486,14 @@ class KeyFileFact(FactBase[KeyFileState]):
         mode, owner, group = "".join(found["attributes"]).split() or ("", "", "")
         key_id, sums = "".join(found["key"]), found["sum"] + found["seal"]
         is_whole = bool(key_id) and sums[0] == sums[1] and found["secrets"] == ["1"]
-        return KeyFileState(key_id, is_whole, mode, owner, group, tuple(found["running"]))
+        units = [line.split("\t") for line in found["unit"]]
+        return KeyFileState(
+            key_id,
+            is_whole,
+            mode,
+            owner,
+            group,
+            running=tuple(name for name, state, _ in units if state == "active"),
+            behind=tuple(name for name, state, fits in units if fits == "no" and state not in ("inactive", "failed")),
+            quiet_seconds=max(0, min(map(int, found["quiet"]), default=0)),
+        )

@@ -48,6 +48,8 @@ class Program:
     + python: of the release's virtual environment: ``python -m celery`` asks; + celery_app: as after ``--app``
     + directory: where the application is imported from; + user: of the workers
     + node: what ``--hostname`` has before the instance's number: ``worker`` of ``worker%i@%%H``
+    + env_files: further ``EnvironmentFile=`` of the unit, which somebody else writes, as ``s3.user`` does: when one changes,
+      the instances are restarted as for any other change
     """
 
     python: str
@@ -55,12 +57,14 @@ class Program:
     directory: str
     user: str
     node: str = "worker"
+    env_files: tuple[str, ...] = ()
 
 
-def names(app: str) -> dict[str, str]:
+def names(app: str, env_files: Sequence[str] = ()) -> dict[str, str]:
     """
     Return what the template is written with.
 
+    + env_files: those of ``Program``
     + app; + env_file, instance_file: ``EnvironmentFile=`` of all instances and of one
     + stamp: shell command that must run as root before the worker: it writes down what the worker reads
     """
@@ -70,7 +74,8 @@ def names(app: str) -> dict[str, str]:
         "env_file": f"{env}/env",
         "instance_file": f"{env}/%i.env",
         "stamp": (
-            f"mkdir -p /run/hostwright && cat {unit} {env}/env {env}/%i.env {unit}.d/*.conf 2>/dev/null | sha256sum "
+            f"mkdir -p /run/hostwright && cat {' '.join([unit, f'{env}/env', f'{env}/%i.env', *env_files])} "
+            f"{unit}.d/*.conf 2>/dev/null | sha256sum "
             f">/run/hostwright/{app}@%i.started"
         ),
     }
@@ -81,7 +86,8 @@ def faults(app: str, service: str, workers: Sequence[Worker], program: Program |
     found = []
     if not _APP.fullmatch(app):
         found.append(f"app must be lower case letters, digits and '-', got {app!r}")
-    missing = [key for key in ("env_file", "instance_file", "stamp") if names(app)[key] not in service]
+    env_files = program.env_files if program else ()
+    missing = [key for key in ("env_file", "instance_file", "stamp") if names(app, env_files)[key] not in service]
     if missing:
         found.append(f"the service does not use {', '.join(missing)}")
     if re.search(r"--hostname[= ]\S*(?<!%)%[hH]", service):
@@ -101,6 +107,8 @@ def faults(app: str, service: str, workers: Sequence[Worker], program: Program |
         found += [
             f"program.{key}: not good: {getattr(program, key)!r}" for key, rule in rules.items() if not rule.fullmatch(getattr(program, key))
         ]
+        found += [f"program.env_files: not a path: {path!r}" for path in program.env_files if not _PATH.fullmatch(path)]
+        found += [f"the service does not read {path}" for path in program.env_files if f"EnvironmentFile={path}" not in service]
     if start_seconds < 1:
         found.append(f"start_seconds must be at least 1, got {start_seconds!r}")
     return found
@@ -150,7 +158,13 @@ def workers(
         raise OperationValueError("celery.workers: " + "; ".join(found))
     conf = "".join(
         f"{key}={value}\n"
-        for key, value in {**vars(program), "count": len(workers), "start_seconds": start_seconds}.items()
+        for key, value in {
+            **vars(program),
+            "env_files": " ".join(program.env_files),
+            "count": len(workers),
+            "start_seconds": start_seconds,
+        }.items()
+        if value != ""
     )
     instances: list[Entry] = [
         File(

@@ -41,11 +41,13 @@ class User:
 
     + user: its name; + password: 16 printable characters or more, without blanks
     + rules: as Redis has them, without channels: all keys and all commands that are no administrator's by default
+    + former: passwords that are good besides, while those who still have them are started anew
     """
 
     user: str
     password: Secret
     rules: Sequence[str] = CLIENT_RULES
+    former: Sequence[Secret] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Instance:
         faults = []
         if not _NAME.fullmatch(self.instance):
             faults.append(f"instance must be lower case letters, digits and '-', got {self.instance!r}")
-        for who, password in (("password", self.password), *((f"user {one.user}", one.password) for one in self.users)):
+        passwords = [(f"user {one.user}", password) for one in self.users for password in (one.password, *one.former)]
+        for who, password in (("password", self.password), *passwords):
             if not isinstance(password, Secret) or not password.resolved:
                 faults.append(f"{who}: the password must be a Secret that is set")
             elif not re.fullmatch(rf"[!-~]{{{PASSWORD_LENGTH},}}", password.unmask()):
@@ -139,13 +142,16 @@ class Instance:
         channels = " &*" if version >= (6, 2) else ""
         users = [User("default", self.password, ("~*", "+@all")), *self.users]
         return "".join(
-            f"user {one.user} on #{hashlib.sha256(one.password.unmask().encode()).hexdigest()}{channels} {' '.join(one.rules)}\n"
-            for one in users
+            f"user {one.user} on {' '.join(map(_hashed, (one.password, *one.former)))}{channels} {' '.join(one.rules)}\n" for one in users
         )
 
     def live_text(self) -> str:
         lines = [f'{key} {value or chr(34) * 2}\n' for key, value in self.live().items()]
         return "# Written by Hostwright; changes made here are overwritten. Taken over without a restart.\n" + "".join(lines)
+
+
+def _hashed(password: Secret) -> str:
+    return "#" + hashlib.sha256(password.unmask().encode()).hexdigest()
 
 
 def _own(path: str, content: str | Secret) -> File:

@@ -36,6 +36,7 @@ from facts.s3 import (
     explained,
     holds,
     read_bucket,
+    read_keys,
     read_role,
     read_user,
     write_property,
@@ -388,11 +389,13 @@ class KeyPlan:
     + drop_first: a key that must go before a new one can be made: IAM allows two
     + new: why a new key is to be made, empty when none is
     + stale: keys that go when everybody uses the one in the file
+    + waits: why nothing is done yet, empty when nothing waits
     """
 
     drop_first: str = ""
     new: str = ""
     stale: tuple[str, ...] = ()
+    waits: str = ""
 
 
 def key_plan(keys: Sequence[Key], file: KeyFileState, key_file: KeyFile, now: datetime) -> KeyPlan:
@@ -400,8 +403,11 @@ def key_plan(keys: Sequence[Key], file: KeyFileState, key_file: KeyFile, now: da
     named = next((key for key in keys if key.key_id == file.key_id), None)
     reason = _why_new(named, file, key_file, now)
     others = [key for key in keys if key is not named]
+    behind = () if key_file.restarts else file.behind
+    if named and named.active and file.is_whole and len(keys) > 1 and behind:
+        return KeyPlan(waits=f"{', '.join(behind)} runs with the key before: it is to be started anew first")
     if not reason:
-        return KeyPlan(stale=tuple(key.key_id for key in others))
+        return _without_stale(KeyPlan(stale=tuple(key.key_id for key in others)), file, key_file)
     first = ""
     if len(keys) > 1:
         # Never the one that the file names: it may be at work. Among others one that nobody ever used, the newest of
@@ -409,6 +415,28 @@ def key_plan(keys: Sequence[Key], file: KeyFileState, key_file: KeyFile, now: da
         never = datetime.min.replace(tzinfo=timezone.utc)
         first = min(others, key=lambda key: (key.active, key.used or never, -key.created.timestamp())).key_id
     return KeyPlan(first, reason, tuple(key.key_id for key in keys if key.key_id != first))
+
+
+def _without_stale(plan: KeyPlan, file: KeyFileState, key_file: KeyFile) -> KeyPlan:
+    """Return the plan without keys that somebody may still use, or that signed URLs which are still good."""
+    left = key_file.keep_seconds - file.quiet_seconds
+    if not plan.stale or (left <= 0 and (key_file.restarts or not file.behind)):
+        return plan
+    why = f"{', '.join(file.behind)} runs with it" if not key_file.restarts and file.behind else f"what it signed is good for {left} s"
+    return replace(plan, stale=(), waits=f"key {', '.join(plan.stale)} stays: {why}")
+
+
+def is_due(user: str, key_file: KeyFile, server: Server = AWS) -> bool:
+    """
+    Whether ``user`` would now replace the host's key: for the plan of those who then start units anew.
+
+    Raises ``OperationError`` when IAM cannot be asked.
+    """
+    try:
+        keys = read_keys(server, user)
+    except S3Error as error:
+        raise OperationError(f"s3.user: {error}") from None
+    return bool(key_plan(keys, host.get_fact(KeyFileFact, key_file=key_file), key_file, datetime.now(timezone.utc)).new)
 
 
 def _why_new(named: Key | None, file: KeyFileState, key_file: KeyFile, now: datetime) -> str:
@@ -457,7 +485,8 @@ def user(
     + present: ``False`` removes the user with its keys, and the file
 
     A new key is made and tried, written to the file, the units that read it are restarted, and only then the old one is
-    deleted. A run that is killed in between is finished by the next one.
+    deleted; with ``restarts=False`` or ``keep_seconds`` by a later run. There are never more than two. A run that is killed
+    in between is finished by the next one.
 
     Raises ``OperationValueError`` for arguments that break a rule, and ``OperationError`` when the user is another
     host's, or a permission is missing.
@@ -517,10 +546,14 @@ def user(
         yield from _commands([_Change(title, lambda: _make_key(server, user, key_file, made))])
         entry = File(key_file.path, made[0], mode="0600", owner=key_file.owner, group=key_file.group)
         yield from fileset.files._inner(entries=[entry])
-    for running in file.running:
+    for running in file.running if key_file.restarts else ():
         yield from units_of.unit._inner(unit=running, enabled=None, inputs=[key_file.path])
+    if plan.new and plan.stale:
+        plan = _without_stale(plan, host.get_fact(KeyFileFact, key_file=key_file), key_file)
     yield from _commands([_key_removal(server, user, key_id) for key_id in plan.stale])
-    if not changes and plan == KeyPlan() and not file.running:
+    if plan.waits:
+        host.log(f"s3.user: {plan.waits}", logger.info)
+    if not changes and not plan.new and not plan.stale and not (file.running and key_file.restarts):
         host.noop(f"user {user} and its key are as wanted")
 
 

@@ -13,14 +13,16 @@ from settings.errors import Fault, broken
 from settings.exposure import Port
 from settings.fields import Domain, EnvName, Line, Many, Model, Network, PortNumber, Size, matching
 from settings.gateway import Repository, Version
-from settings.mcbench import HostName, Password
+from settings.mcbench import HostName, Image, Password
 from settings.requirements import PortClaim, Requirements
+from settings.s3 import moment
 from settings.secret import Secret
 from settings.section import Section, rule
 
 ROLES = ("infra", "api", "worker")
 GROUPS = tuple(f"cricksy_{role}" for role in ROLES)
 CA_FILE = "/etc/cricksy/ca.pem"
+KEY_FILE = "/etc/cricksy/s3.env"
 _SECRET_NAME = re.compile(r"(?:^|_)(?:PASSWORD|PASSWD|SECRET|TOKEN|PRIVATE_KEY|API_KEY|CREDENTIALS)$")
 _LONGEST_PRESIGNED = 604800
 
@@ -48,6 +50,12 @@ def _select(value: str) -> str:
 def _narrow(value: str) -> str:
     if value.endswith("/0"):
         raise broken("must not be everybody")
+    return value
+
+
+def _moment(value: str) -> str:
+    if value and moment(value) is None:
+        raise broken("must be like '2026-11-22T10:00:00Z'")
     return value
 
 
@@ -117,12 +125,42 @@ class Cricksy(Section):
         "cricksy-uploads", description="CRICKSY_S3_BUCKET"
     )
     s3_region: Annotated[str, matching(r"[a-z0-9][a-z0-9-]{0,62}", "must be like 'eu-central-1'")] = Field("us-east-1", description="CRICKSY_S3_REGION")
-    s3_access_key: Secret = Field(default_factory=Secret.unset, description="CRICKSY_S3_ACCESS_KEY; required on API and worker hosts")
+    s3_access_key: Secret = Field(
+        default_factory=Secret.unset, description="CRICKSY_S3_ACCESS_KEY; required on API and worker hosts, but with s3_manage_users"
+    )
     s3_secret_key: Secret = Field(default_factory=Secret.unset, description="CRICKSY_S3_SECRET_KEY; required likewise")
     s3_presigned_expiry: Annotated[int, Field(ge=60, le=_LONGEST_PRESIGNED)] = Field(3600, description="CRICKSY_S3_PRESIGNED_EXPIRY (s)")
     s3_manage_bucket: bool = Field(False, description="make the bucket, and keep it private, with CORS and lifecycle as they should be")
     s3_admin_access_key: Secret = Field(default_factory=Secret.unset, description="of who may do that; without it boto3 looks where it always does")
     s3_admin_secret_key: Secret = Field(default_factory=Secret.unset, description="its secret half")
+    s3_kms_key: Annotated[str, matching(r"(?:arn:[\w:/-]+)?", "must be the ARN of a key")] = Field("", description="encrypt with this key of KMS; empty: with S3's own")
+    s3_versioning: bool = Field(False, description="keep old versions of objects")
+    s3_expire_days: Annotated[int, Field(ge=0, le=36500)] = Field(0, description="objects go after so many days; 0: never")
+    s3_expire_noncurrent_days: Annotated[int, Field(ge=0, le=36500)] = Field(0, description="old versions go after so many days; 0: never")
+    s3_replicate_to: Annotated[str, matching(r"(?:[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?", "must be the name of a bucket")] = Field(
+        "", description="bucket in another region that gets a copy of every new object; it is made, with the role that S3 takes for it"
+    )
+    s3_replicate_region: Annotated[str, matching(r"(?:[a-z0-9][a-z0-9-]{0,62})?", "must be like 'eu-west-1'")] = Field("", description="its region")
+    s3_backup: bool = Field(False, description="back the bucket up, on the first host of cricksy_infra, or of cricksy_api where there is none")
+    s3_backup_access_key: Secret = Field(
+        default_factory=Secret.unset, description="key for that: list and read, and write for a restore; without it s3_access_key"
+    )
+    s3_backup_secret_key: Secret = Field(default_factory=Secret.unset, description="its secret half")
+    s3_backup_least_objects: Annotated[int, Field(ge=0)] = Field(0, description="a copy with fewer objects is none")
+    s3_manage_users: bool = Field(False, description="make an IAM user for each API and worker host, whose key stands on that host alone")
+    s3_user_prefix: Annotated[str, matching(r"[A-Za-z0-9+=,.@_-]{0,40}", "must be 40 letters, digits and '+=,.@_-' at most")] = Field(
+        "cricksy-", description="in front of the host's name: what the user is called"
+    )
+    s3_worker_access: Many[Literal["read", "write", "delete", "list"]] = Field(
+        ("read", "list"), description="what the user of a host that has workers alone may do; that of an API host may do all four"
+    )
+    s3_key_days: Annotated[int, Field(ge=0, le=3650)] = Field(0, description="replace a host's key that is older (days); 0: never by age")
+    s3_key_before: Annotated[str, AfterValidator(_moment)] = Field(
+        "", description="replace keys that were made before this moment", examples=["2026-11-22T10:00:00Z"]
+    )
+    s3_key_keep_seconds: Annotated[int, Field(ge=0, le=2 * _LONGEST_PRESIGNED)] | None = Field(
+        None, description="how long a replaced key stays when nobody runs with it any more (s); None: as long as URLs that it signed"
+    )
     s3_is_aws_like: bool = Field(True, description="False: leave alone what servers other than AWS lack: public access block, encryption")
 
     # --- PostgreSQL
@@ -134,6 +172,9 @@ class Cricksy(Section):
     postgres_password: Password = Field(default_factory=Secret.unset, description="its password", examples=["env:CRICKSY_POSTGRES_PASSWORD"])
     postgres_owner: DatabaseName = Field("cricksy_owner", description="role that owns the tables: migrations")
     postgres_owner_password: Password = Field(default_factory=Secret.unset, description="its password")
+    postgres_extensions: Many[Annotated[str, matching(r"[a-z][a-z0-9_-]*", "must be the name of an extension")]] = Field(
+        (), description="extensions of the database, from the server's packages", examples=[["pg_trgm"]]
+    )
     postgres_former_roles: Many[DatabaseName] = Field((), description="roles that may not log in any more")
     postgres_backup_password: Password = Field(default_factory=Secret.unset, description="of the role that reads for backups; required where they are made")
     postgres_memory_mb: Annotated[int, Field(ge=0)] = Field(0, description="what PostgreSQL may reckon with (MiB); 0: all of the host's where only databases run, else half")
@@ -146,6 +187,9 @@ class Cricksy(Section):
     redis_tls: bool | None = Field(None, description="rediss://; by default where it is not on loopback")
     redis_user: Annotated[str, matching(r"[A-Za-z0-9_-]+", "must be a name without spaces")] = Field("cricksy", description="account of API and workers")
     redis_password: Password = Field(default_factory=Secret.unset, description="its password", examples=["env:CRICKSY_REDIS_PASSWORD"])
+    redis_former_password: Password = Field(
+        default_factory=Secret.unset, description="the one before, which stays good until this is taken away: to change it without a refused connection"
+    )
     redis_admin_password: Password = Field(default_factory=Secret.unset, description="of the user default; required on the host that has Redis")
     broker_maxmemory_mb: Annotated[int, Field(ge=8)] = Field(256, description="what queued tasks and results may take (MiB); then the broker refuses")
     cache_maxmemory_mb: Annotated[int, Field(ge=8)] = Field(64, description="what Socket.IO may take (MiB); then the oldest is forgotten")
@@ -165,7 +209,14 @@ class Cricksy(Section):
     worker_queues: Many[Queue] = Field(("celery",), description="queues that they take tasks from")
     worker_special: Many[WorkerInstance] = Field((), description="instances with queues or a concurrency of their own")
     worker_allow_more_than_cores: bool = Field(False, description="have more tasks at a time than cores")
-    worker_memory_max: Size = Field("1G", description="systemd's MemoryMax of an instance")
+    worker_memory_max: Size = Field("1G", description="what an instance may take: systemd's MemoryMax, or the container's limit")
+    worker_mode: Literal["units", "containers"] = Field("units", description="what an instance is: a unit of the release, or a container of worker_image")
+    worker_image: Image | None = Field(
+        None, description="image with the application and Tesseract; required with worker_mode containers", examples=["registry.example.org/cricksy-worker:1.4.0"]
+    )
+    worker_image_user: Annotated[str, matching(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?", "must be a user or user:group")] = Field(
+        "65534:65534", description="whom its processes run as; the file system is read-only to them but for /tmp"
+    )
     task_time_limit: Seconds = Field(300, description="a task is killed (s)")
     task_soft_time_limit: Seconds = Field(270, description="a task is told to end (s)")
     worker_prefetch_multiplier: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="tasks that an instance reserves for each process")
@@ -191,6 +242,11 @@ class Cricksy(Section):
     health_counts: Annotated[Line, AfterValidator(_select)] = Field(
         "", description="SQL with two columns, a label and a number, that monitoring gets", examples=["SELECT status, count(*) FROM uploads GROUP BY status"]
     )
+    health_figures: Annotated[Line, AfterValidator(_select)] = Field(
+        "",
+        description="SQL with two columns, a name and a number, that monitoring gets besides",
+        examples=["SELECT 'ocr_success_ratio', avg((status = 'done')::int) FROM uploads WHERE created > now() - interval '1 hour'"],
+    )
     health_most_waiting: Annotated[int, Field(ge=1)] = Field(1000, description="more waiting tasks are a fault of `cricksy-health`")
     health_memory_percent: Annotated[int, Field(ge=1, le=100)] = Field(80, description="a broker that is fuller is a fault of it")
 
@@ -209,7 +265,8 @@ class Cricksy(Section):
         for key in ("repository", "version"):
             if not getattr(self, key):
                 yield Fault(key, "is required on hosts of cricksy_api and cricksy_worker")
-        for key in ("s3_access_key", "s3_secret_key", "postgres_password", "redis_password"):
+        s3_keys = () if self.s3_manage_users else ("s3_access_key", "s3_secret_key")
+        for key in (*s3_keys, "postgres_password", "redis_password"):
             if not getattr(self, key):
                 yield Fault(key, "is required on hosts of cricksy_api and cricksy_worker", hint=f"write cricksy_{key} = 'env:CRICKSY_{key.upper()}'")
         if "api" in self.roles and not self.domain:
@@ -220,6 +277,46 @@ class Cricksy(Section):
             yield Fault("flower_password", "is required with cricksy_flower_domain")
         if self.flower_domain and self.flower_domain == self.domain:
             yield Fault("flower_domain", "must be another name than cricksy_domain", self.flower_domain)
+
+    @rule
+    def _keys_are_of_one_kind(self) -> Iterator[Fault]:
+        if not self.s3_manage_users:
+            return
+        for key in ("s3_access_key", "s3_secret_key"):
+            if getattr(self, key):
+                yield Fault(key, "must go with cricksy_s3_manage_users: each host has a key of its own")
+        if self.s3_key_days and self.s3_key_days * 86400 < 2 * self.key_keep_seconds:
+            yield Fault("s3_key_days", f"must be more than twice what a replaced key stays ({self.key_keep_seconds} s)", self.s3_key_days)
+
+    @rule
+    def _copies_are_of_versions(self) -> Iterator[Fault]:
+        if bool(self.s3_replicate_to) != bool(self.s3_replicate_region):
+            yield Fault("s3_replicate_to", "and cricksy_s3_replicate_region go together: give both or neither")
+        if self.s3_replicate_to and self.s3_replicate_to == self.s3_bucket:
+            yield Fault("s3_replicate_to", "must be another bucket than cricksy_s3_bucket", self.s3_replicate_to)
+        for key in ("s3_manage_bucket", "s3_versioning", "s3_is_aws_like"):
+            if self.s3_replicate_to and not getattr(self, key):
+                yield Fault(key, "must be True with cricksy_s3_replicate_to", False)
+        if self.s3_kms_key and not self.s3_is_aws_like:
+            yield Fault("s3_kms_key", "is of a server that is like AWS (cricksy_s3_is_aws_like)")
+        if self.s3_kms_key and self.s3_replicate_to:
+            yield Fault("s3_replicate_to", "does not go with cricksy_s3_kms_key: copies between keys are not covered")
+
+    @rule
+    def _backup_has_a_key(self) -> Iterator[Fault]:
+        if bool(self.s3_backup_access_key) != bool(self.s3_backup_secret_key):
+            yield Fault("s3_backup_access_key", "and cricksy_s3_backup_secret_key go together: give both or neither")
+        if self.s3_backup and {"infra", "api"} & set(self.roles) and not self.backup_key[0]:
+            yield Fault("s3_backup_access_key", "is required with cricksy_s3_backup on hosts of cricksy_infra and cricksy_api, where there is no cricksy_s3_access_key")
+
+    @rule
+    def _containers_have_an_image(self) -> Iterator[Fault]:
+        if not self.runs_containers:
+            return
+        if not self.worker_image:
+            yield Fault("worker_image", "is required with cricksy_worker_mode = 'containers'", hint="write cricksy_worker_image = 'registry.example.org/cricksy-worker:1.4.0'")
+        if self.s3_manage_users:
+            yield Fault("worker_mode", "must be 'units' with cricksy_s3_manage_users: a container keeps the key that it was made with", "containers")
 
     @rule
     def _databases_are_named(self) -> Iterator[Fault]:
@@ -283,6 +380,11 @@ class Cricksy(Section):
         return bool({"api", "worker"} & set(self.roles))
 
     @property
+    def runs_containers(self) -> bool:
+        """Whether the host's workers are containers, for which it needs an engine."""
+        return self.worker_mode == "containers" and "worker" in self.roles
+
+    @property
     def runs_postgres(self) -> bool:
         return "infra" in self.roles and not self.postgres_external
 
@@ -294,6 +396,22 @@ class Cricksy(Section):
     def domains(self) -> tuple[str, ...]:
         """The names of the host's sites."""
         return tuple(name for name in (self.domain, self.flower_domain) if name) if "api" in self.roles else ()
+
+    @property
+    def backup_key(self) -> tuple[Secret, Secret]:
+        """Both halves of the key with which the bucket is backed up."""
+        own = (self.s3_backup_access_key, self.s3_backup_secret_key)
+        return own if own[0] else (self.s3_access_key, self.s3_secret_key)
+
+    @property
+    def key_keep_seconds(self) -> int:
+        """How long a replaced key stays: the last requests of the API that had it, what they signed, and a minute for clocks that differ."""
+        return self.s3_presigned_expiry + self.drain_seconds + 60 if self.s3_key_keep_seconds is None else self.s3_key_keep_seconds
+
+    @property
+    def key_file(self) -> str:
+        """The file from which units read the host's own key; empty where the key is one of the settings."""
+        return KEY_FILE if self.s3_manage_users else ""
 
     @staticmethod
     def _is_local(host: str) -> bool:
@@ -360,8 +478,8 @@ class Cricksy(Section):
             "CRICKSY_S3_ENDPOINT_URL": self.s3_endpoint_url,
             "CRICKSY_S3_BUCKET": self.s3_bucket,
             "CRICKSY_S3_REGION": self.s3_region,
-            "CRICKSY_S3_ACCESS_KEY": self.s3_access_key,
-            "CRICKSY_S3_SECRET_KEY": self.s3_secret_key,
+            # else they stand in a file of their own, which outlives releases: nothing goes back to a key that is gone
+            **({} if self.s3_manage_users else {"CRICKSY_S3_ACCESS_KEY": self.s3_access_key, "CRICKSY_S3_SECRET_KEY": self.s3_secret_key}),
             "CRICKSY_S3_PRESIGNED_EXPIRY": str(self.s3_presigned_expiry),
             "CRICKSY_CELERY_BROKER_URL": self._redis_url(self.redis_port, 0),
             "CRICKSY_CELERY_RESULT_BACKEND": self._redis_url(self.redis_port, 0),

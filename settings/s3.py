@@ -24,6 +24,7 @@ _ORIGIN = re.compile(r"https?://(\*\.)?[A-Za-z0-9.-]+(:\d{1,5})?")
 _IAM_NAME = re.compile(r"[A-Za-z0-9+=,.@_-]{1,64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+\.(service|socket|target)")
+_UNITS = re.compile(r"[A-Za-z0-9:_.@*\\-]+\.service")
 _STATEMENT_KEYS = frozenset(
     {"Sid", "Effect", "Principal", "NotPrincipal", "Action", "NotAction", "Resource", "NotResource", "Condition"}
 )  # fmt: skip
@@ -396,6 +397,11 @@ class KeyFile:
     + rotate_days: replace a key that is older; 0: never by age
     + rotate_before: replace a key that was made before this moment, e.g. ``2026-11-22T10:00:00Z``: for one that leaked
     + units: that read the file; those that run are restarted with the new key before the old one goes
+    + restarts: ``False``: not here, but by whoever rolls these units out, warmly and behind a health check. Each writes down
+      what it reads (``stamp`` as root in ``ExecStartPre=``), names may hold ``*``, and the old key stays until a run in which
+      none of them has another one
+    + keep_seconds: how long the old key stays after the last start or end of any of these units: a presigned URL is good no
+      longer than the key that signed it
     """
 
     path: str
@@ -406,6 +412,13 @@ class KeyFile:
     rotate_days: int = 0
     rotate_before: str = ""
     units: Sequence[str] = ()
+    restarts: bool = True
+    keep_seconds: int = 0
+
+    @property
+    def stamp(self) -> str:
+        """The shell command by which a unit writes down what it reads, in the words of a unit file: ``%N`` is its name."""
+        return f"mkdir -p /run/hostwright && sha256sum <{self.path} >/run/hostwright/%N.key"
 
     def faults(self) -> list[str]:
         """Return every rule that is broken, one line each."""
@@ -423,13 +436,15 @@ class KeyFile:
             faults.append(
                 f"key_file: rotate_before must be like '2026-11-22T10:00:00Z', got {self.rotate_before!r}"
             )
+        if not isinstance(self.keep_seconds, int) or self.keep_seconds < 0:
+            faults.append(f"key_file: keep_seconds must be 0 or more, got {self.keep_seconds!r}")
         if isinstance(self.units, str):
             faults.append(f"key_file: units must be a list, got {self.units!r}")
         else:
             faults += [
                 f"key_file: a unit needs its suffix, e.g. 'app.service', got {unit!r}"
                 for unit in self.units
-                if not _is(_UNIT, unit)
+                if not _is(_UNIT if self.restarts else _UNITS, unit)
             ]
         return faults
 

@@ -16,7 +16,8 @@ run=/run/hostwright
 
 say() { printf '%s\n' "$*" >&2; }
 setting() { sed -n "s/^$1=//p" "$etc/workers.conf"; }
-digest() { cat "$file" "$etc/env" "$etc/$1.env" "$file".d/*.conf 2>/dev/null | sha256sum | cut -c1-64; }
+# shellcheck disable=SC2046  # a list of paths without blanks
+digest() { cat "$file" "$etc/env" "$etc/$1.env" $(setting env_files) "$file".d/*.conf 2>/dev/null | sha256sum | cut -c1-64; }
 started() { cut -c1-64 "$run/$app@$1.started" 2>/dev/null || :; }
 state() { systemctl show -p ActiveState --value "$app@$1.service"; }
 enabled() { [ -h "/etc/systemd/system/multi-user.target.wants/$app@$1.service" ]; }
@@ -44,7 +45,9 @@ look() {
 # Celery itself asks, in the environment that systemd reads for the workers, and as their user. Prints who answered;
 # 0: somebody did, 69: nobody did, else: the broker cannot be asked.
 ask() { # seconds nodes
-	systemd-run --quiet --wait --pipe --collect --uid="$(setting user)" -p "EnvironmentFile=$etc/env" \
+	more=$(for one in $(setting env_files); do printf ' -p EnvironmentFile=%s' "$one"; done)
+	# shellcheck disable=SC2086  # a list of words
+	systemd-run --quiet --wait --pipe --collect --uid="$(setting user)" -p "EnvironmentFile=$etc/env" $more \
 		-p "WorkingDirectory=$(setting directory)" -p PrivateTmp=yes -p NoNewPrivileges=yes -E PYTHONDONTWRITEBYTECODE=1 \
 		"$(setting python)" -m celery --app "$(setting celery_app)" inspect ping --timeout "$1" --destination "$2" --json 2>&1
 }

@@ -4,7 +4,8 @@
 set -u
 
 ask() {
-	systemd-run --quiet --wait --pipe --collect --uid=cricksy -p EnvironmentFile=/etc/cricksy/health.env -p PrivateTmp=yes \
+	systemd-run --quiet --wait --pipe --collect --uid=cricksy -p EnvironmentFile=/etc/cricksy/health.env \
+		-p EnvironmentFile=-/etc/cricksy/s3.env -p PrivateTmp=yes \
 		-p NoNewPrivileges=yes -p ProtectSystem=strict -p ProtectHome=yes -p RuntimeMaxSec=120 -E PYTHONDONTWRITEBYTECODE=1 \
 		"$(cat /etc/cricksy/health.python)" /usr/local/lib/hostwright/cricksy-health.py /etc/cricksy/health.json "$@"
 }

@@ -87,9 +87,14 @@ def database(configuration):
         with psycopg.connect(os.environ["DATABASE_URL"], connect_timeout=10) as connection:
             connection.execute("SET default_transaction_read_only = on")
             rows = connection.execute(configuration["counts"] or "SELECT 'connections', 1").fetchall()
+            figures = connection.execute(configuration["figures"]).fetchall() if configuration["figures"] else []
         if configuration["counts"]:
             for label, number in rows:
                 report.metric("cricksy_uploads", number, status=label)
+        for label, number in figures:
+            # an average of nothing is none
+            if number is not None:
+                report.metric("cricksy_figure", float(number), figure=label)
         return ", ".join(f"{label} {number}" for label, number in rows) or "nothing yet"
 
     return ask

@@ -13,7 +13,7 @@ exec 9>/run/hostwright/cricksy-migrate.lock
 flock 9
 status=0
 said=$(systemd-run --quiet --wait --pipe --collect --uid="$user" -p EnvironmentFile=/etc/cricksy/migrate.env \
-	-p WorkingDirectory="$directory" -p NoNewPrivileges=yes -p ProtectSystem=strict -p ProtectHome=yes -p PrivateTmp=yes \
+	-p EnvironmentFile=-/etc/cricksy/s3.env -p WorkingDirectory="$directory" -p NoNewPrivileges=yes -p ProtectSystem=strict -p ProtectHome=yes -p PrivateTmp=yes \
 	"$release/venv/bin/python" -B -m alembic upgrade head 2>&1 9>&-) || status=$?
 [ -z "$said" ] || printf '%s\n' "$said" >&2
 case $status:$said in

@@ -43,10 +43,12 @@ class Fleet:
     + shared: further host data of all of them, flat keys
     """
 
-    def __init__(self, lab: Lab, directory: Path, s3_url: str, alone: bool = False, layer: str = "packages") -> None:
+    def __init__(
+        self, lab: Lab, directory: Path, s3_url: str, alone: bool = False, layer: str = "packages", release: str = "bookworm"
+    ) -> None:
         parts = ("alone",) if alone else ("front", "one", "two")
         self.alone = alone
-        self.front, *others = self.hosts = lab.boot_all(*((f"t-cricksy-{part}", "bookworm", layer) for part in parts))
+        self.front, *others = self.hosts = lab.boot_all(*((f"t-cricksy-{part}", release, layer) for part in parts))
         self.workers = others or [self.front]
         apps.cricksy_repository(directory)
         self.repository = lab.serve(directory, port=8099 if alone else 8098) + "/cricksy.git"
@@ -98,7 +100,7 @@ class Fleet:
             "data": {
                 "certificate_mode": "self-signed",
                 "backup_password": "env:BACKUP_PASSWORD",
-                **{f"cricksy_{key}": value for key, value in own.items()},
+                **{f"cricksy_{key}": value for key, value in own.items() if value is not None},
                 **self.shared,
             },
             "groups": {"cricksy_infra": [self.front], "cricksy_api": [self.front], "cricksy_worker": self.workers},
@@ -109,7 +111,7 @@ class Fleet:
         self, deploy: str | Path = DEPLOY, dry: bool = False, limit: str | None = None, extra: Sequence[str] = (),
         timeout: float = 900, **settings: object,
     ) -> Run:  # fmt: skip
-        """Run pyinfra over the hosts; keyword arguments are settings without their prefix."""
+        """Run pyinfra over the hosts; keyword arguments are settings without their prefix, None leaves one out."""
         return provision(list(self.hosts), deploy, env=self.secrets, dry=dry, limit=limit, extra=extra, timeout=timeout, **self._words(settings))
 
     def command(self, scratch: Path, deploy: str | Path = DEPLOY, **settings: object) -> list[str]:
@@ -151,7 +153,7 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet_of(lab: Lab, directory: Path, layer: str = "packages", alone: bool = False) -> Iterator[Fleet]:
+def fleet_of(lab: Lab, directory: Path, layer: str = "packages", alone: bool = False, release: str = "bookworm") -> Iterator[Fleet]:
     """Give a fleet of three fresh hosts, or one, and its S3 server, and remove both at the end.
 
     + directory: scratch space for what the hosts fetch
@@ -159,7 +161,7 @@ def fleet_of(lab: Lab, directory: Path, layer: str = "packages", alone: bool = F
     network.create(lab.slot)
     s3 = S3Server(lab.slot, network.gateway(lab.slot), lets_in=True).start()
     try:
-        made = Fleet(lab, directory, s3.url, alone, layer)
+        made = Fleet(lab, directory, s3.url, alone, layer, release)
         made.s3 = s3
         try:
             yield made

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import cache, image
+from tests.lab.apps import CRICKSY
 from tests.lab.state import ROOT, LabError, lock, run
 
 _MADE = "2026-01-01T00:00:00Z"
@@ -213,6 +214,19 @@ def _mcbench(command: str, tag: str) -> Image:
     return Image((*_layers("base", "python", "mcbench"), _text_layer(code)), config, architecture)
 
 
+def _cricksy_worker(tag: str) -> Image:
+    """The application in tests/lab/apps/cricksy with Tesseract, in one of its releases, as the guide's Dockerfile has it."""
+    if tag not in CRICKSY:
+        raise LabError(f"cricksy-worker: tag is one of {', '.join(CRICKSY)}, got {tag!r}")
+    home = _APPS / "cricksy"
+    code = {f"/app/{path}": text for path, text in _texts(home / "backend", ".").items()}
+    for release in CRICKSY[1 : CRICKSY.index(tag) + 1]:
+        code |= {f"/app/{path}": text for path, text in _texts(home / "releases" / release / "backend", ".").items()}
+    environment = [_PATH.replace("=", "=/opt/venv/bin:"), "PYTHONPATH=/app", "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1"]
+    config = {"Env": environment, "Cmd": ["celery", "-A", "worker.celery_app", "worker"], "WorkingDir": "/app"}
+    return Image((*_layers("base", "python", "tesseract", "cricksy"), _text_layer(code)), config)
+
+
 def _minecraft_server(tag: str) -> Image:
     """Stands for a game: something that listens, on port 25565."""
     return make(_busybox(tag), command=["httpd", "-f", "-p", "25565", "-h", "/var/www"], labels={"version": tag},
@@ -241,6 +255,7 @@ MCBENCH = ("api", "admin-api", "worker", "admin-worker", "render-worker", "serve
 CATALOGUE: dict[str, Callable[[str], Image | Index]] = {
     "busybox": _busybox, "platforms": _platforms, "postgres": _postgres, "redis": _redis, "s3": _s3,
     **{f"mc-bench-{command}": functools.partial(_mcbench, command) for command in MCBENCH},
+    "cricksy-worker": _cricksy_worker,
     "mc-bench-minecraft-server": _minecraft_server, "mc-bench-builder-runner": _builder_runner,
 }  # fmt: skip
 
@@ -310,6 +325,12 @@ _STEPS = {
         (_CONTAINERS / "s3/package.json", _CONTAINERS / "s3/package-lock.json"),
     ),
     "python": _Step(f"{_INSTALL} python3 python3-venv curl"),
+    "tesseract": _Step(f"{_INSTALL} tesseract-ocr tesseract-ocr-eng"),
+    "cricksy": _Step(
+        "python3 -m venv /opt/venv; /opt/venv/bin/pip install -q --require-hashes --only-binary :all: -r /lab/requirements.txt; "
+        "rm -rf /opt/venv/lib/python3.*/site-packages/pip* /opt/venv/bin/pip*",
+        (_APPS / "cricksy/backend/requirements.txt",),
+    ),
     "mcbench": _Step(
         "python3 -m venv /opt/venv; /opt/venv/bin/pip install -q --require-hashes --only-binary :all: -r /lab/requirements.txt; "
         "rm -rf /opt/venv/lib/python3.*/site-packages/pip* /opt/venv/bin/pip*",

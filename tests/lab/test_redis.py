@@ -101,6 +101,24 @@ def test_password_is_rotated_without_a_restart(host, converge):
 
 
 @pytest.mark.soak
+def test_a_former_password_is_good_until_it_is_taken_away(host, provision, converge):
+    assert converge().ok
+    def run(former):
+        text = deploy().replace(f'Secret("{SHOP}"))', f'Secret("canary-next-of-shop"), former=[{former}])')
+        return provision(host, text, env={"LAB_PASSWORD": FIRST})
+
+    before = pid(host)
+    both = f'Secret("{SHOP}")'
+    assert run(both).changed == ["Broker"]
+    assert [ask(host, "ping", user="shop", password=one) for one in (SHOP, "canary-next-of-shop")] == ["PONG"] * 2
+    assert run(both).changed == []
+    assert run("").changed == ["Broker"]
+    assert "WRONGPASS" in ask(host, "ping", user="shop", password=SHOP)
+    assert ask(host, "ping", user="shop", password="canary-next-of-shop") == "PONG"
+    assert pid(host) == before
+
+
+@pytest.mark.soak
 def test_what_is_changed_by_hand_is_put_right(host, converge):
     assert ask(host, "config set maxmemory-policy allkeys-random") == "OK"
     assert converge(dry=True).changed == ["Broker"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import runpy
+import subprocess
+import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,7 +15,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from deploys import cricksy as deploys
+from operations import container
 from settings import Cricksy, SettingsError, load_fleet, load_host
+from settings.secret import Secret
 
 ROOT = Path(__file__).parents[2]
 GROUPS = ["cricksy_infra", "cricksy_api", "cricksy_worker"]
@@ -161,18 +166,133 @@ def test_units_hold_no_secret_and_outlive_their_tasks():
 
 
 def test_bucket_is_private():
-    _, wanted = deploys.bucket(load(cors_origins=["https://a.example.org"]))
+    wanted = deploys.bucket(load(cors_origins=["https://a.example.org"]))
     assert wanted.public_access_blocked is True
     assert wanted.tls_only
-    where, wanted = deploys.bucket(load(s3_endpoint_url="http://s3.example.org:9000", s3_is_aws_like=False))
-    assert where.path_style
+    other = load(s3_endpoint_url="http://s3.example.org:9000", s3_is_aws_like=False)
+    wanted = deploys.bucket(other)
+    assert deploys.store(other).path_style
     assert (wanted.public_access_blocked, wanted.encryption, wanted.tls_only) == (None, None, False)
+
+
+def own_key(groups: list[str] = GROUPS, **changes: Any) -> Cricksy:
+    with mock.patch.dict(os.environ, ENV):
+        data = {key: value for key, value in GOOD.items() if key not in ("cricksy_s3_access_key", "cricksy_s3_secret_key")}
+        data |= {"cricksy_s3_manage_users": True, **{f"cricksy_{key}": value for key, value in changes.items()}}
+        found = load_host("host1", groups, data).cricksy
+    assert found is not None
+    return found
+
+
+def test_a_hosts_own_key_is_in_a_file_that_no_release_holds():
+    settings = own_key()
+    assert not {"CRICKSY_S3_ACCESS_KEY", "CRICKSY_S3_SECRET_KEY"} & set(settings.environment())
+    file = deploys.key_file(settings)
+    assert (file.access_variable, file.restarts, file.keep_seconds, file.faults()) == ("CRICKSY_S3_ACCESS_KEY", False, 3720, [])
+    for text in (deploys.worker_service(settings), deploys.api_service(settings)):
+        assert text.index("EnvironmentFile=/etc/cricksy") < text.index("EnvironmentFile=/etc/cricksy/s3.env\n")
+        assert f"ExecStartPre=+/bin/sh -c '{file.stamp}'" in text
+    for text in (deploys.worker_service(load()), deploys.api_service(load())):
+        assert "s3.env" not in text
+    assert own_key(s3_key_keep_seconds=0).key_keep_seconds == 0
+
+
+def test_a_worker_host_may_do_less():
+    server = deploys.store(own_key())
+    actions = [one["Action"] for one in deploys.access(own_key(["cricksy_worker"])).statements(server)]
+    assert actions == [["s3:GetObject"], ["s3:ListBucket"]]
+    api = [one["Action"] for one in deploys.access(own_key(["cricksy_api", "cricksy_worker"])).statements(server)]
+    assert {"s3:PutObject", "s3:DeleteObject"} <= set(api[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"s3_access_key": "env:CRICKSY_S3_ACCESS_KEY"}, "cricksy_s3_access_key: must go with cricksy_s3_manage_users"),
+        ({"s3_key_before": "yesterday"}, "must be like '2026-11-22T10:00:00Z'"),
+        ({"s3_key_days": 1, "s3_presigned_expiry": 86400}, "must be more than twice what a replaced key stays"),
+        ({"s3_worker_access": ["all"]}, "s3_worker_access"),
+        ({"s3_user_prefix": "a b"}, "s3_user_prefix"),
+    ],
+)
+def test_bad_settings_of_a_key_are_named(changes, said):
+    with pytest.raises(SettingsError) as error:
+        own_key(**changes)
+    assert said in str(error.value)
+
+
+def test_bucket_is_versioned_copied_and_backed_up_where_that_is_asked():
+    asked = {"s3_manage_bucket": True, "s3_versioning": True, "s3_expire_days": 90, "s3_replicate_to": "copies", "s3_replicate_region": "eu-west-1"}
+    wanted = deploys.bucket(load(**asked))
+    assert (wanted.versioning, wanted.lifecycle[0].expire_days, wanted.lifecycle[0].abort_multipart_days) == (True, 90, 7)
+    assert wanted.faults("cricksy-uploads", deploys.store(load(**asked))) == []
+    keyed = deploys.bucket(load(s3_kms_key="arn:aws:kms:eu-west-1:123456789012:key/1"))
+    assert (keyed.encryption, keyed.faults("cricksy-uploads", deploys.store(load()))) == ("aws:kms", [])
+    copy = deploys.backup_bucket(load(s3_backup=True, s3_region="eu-central-1"))
+    assert (copy.endpoint, copy.access_key.unmask()) == ("https://s3.eu-central-1.amazonaws.com", ENV["CRICKSY_S3_ACCESS_KEY"])
+    assert copy.faults() == []
+    own = load(s3_backup_access_key="env:CRICKSY_REDIS_PASSWORD", s3_backup_secret_key="env:CRICKSY_FLOWER_PASSWORD")
+    assert deploys.backup_bucket(own).access_key.unmask() == ENV["CRICKSY_REDIS_PASSWORD"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"s3_replicate_to": "copies"}, "cricksy_s3_replicate_region go together"),
+        ({"s3_replicate_to": "copies", "s3_replicate_region": "eu-west-1"}, "cricksy_s3_versioning: must be True with cricksy_s3_replicate_to"),
+        ({"s3_kms_key": "mine"}, "must be the ARN of a key"),
+        ({"s3_backup_access_key": "env:CRICKSY_REDIS_PASSWORD"}, "give both or neither"),
+        ({"worker_mode": "containers"}, "cricksy_worker_image: is required"),
+        ({"worker_mode": "containers", "worker_image": "cricksy:1"}, "must name its registry"),
+        ({"postgres_extensions": ["x; DROP"]}, "must be the name of an extension"),
+        ({"health_figures": "DELETE FROM upload"}, "must be a SELECT"),
+    ],
+)
+def test_bad_settings_of_the_bucket_and_of_containers_are_named(changes, said):
+    assert said in faults(**changes)
+
+
+def test_a_container_is_what_the_unit_is():
+    settings = load(
+        worker_mode="containers", worker_image="registry.example.org/cricksy-worker:1.4.0", worker_instances=3, worker_concurrency=1,
+        worker_special=[{"number": 2, "queues": ["slow"], "concurrency": 2}], worker_memory_max="2G", task_time_limit=600,
+    )  # fmt: skip
+    spec = deploys.container_spec(settings)
+    assert container.faults("cricksy-worker-1", spec) == []
+    assert (spec.memory_mb, spec.stop_seconds, spec.read_only, spec.user) == (2048, 630, True, "65534:65534")
+    environment = spec.environment
+    assert isinstance(environment, Secret)
+    assert "OMP_THREAD_LIMIT=1" in environment.unmask().splitlines()
+    program = spec.command[-1].replace("exec celery", "echo celery")
+    for instance, queues, concurrency in ((1, "celery", 1), (2, "slow", 2), (3, "celery", 1)):
+        words = program.replace("{instance}", str(instance)).replace("{worker}", "w@h")
+        said = subprocess.run(["sh", "-c", words], check=True, capture_output=True, text=True).stdout
+        assert f"--hostname=w@h --loglevel=info --queues={queues} --concurrency={concurrency} " in said
+        assert "--time-limit=600 --soft-time-limit=270" in said
+    assert not any(value in repr(spec) for value in ENV.values())
+    with pytest.raises(SettingsError) as error:
+        own_key(worker_mode="containers", worker_image="registry.example.org/cricksy-worker:1.4.0")
+    assert "a container keeps the key that it was made with" in str(error.value)
 
 
 def test_announcing_is_limited():
     limited = deploys.locations(load())[1]
     assert (limited.path, limited.match, limited.rate_limit.rate) == ("/api/uploads/initiate", "exact", "10r/m")
     assert len(deploys.locations(load(initiate_per_minute=0))) == 1
+
+
+def test_health_has_what_the_application_writes_down(monkeypatch):
+    health = runpy.run_path(str(ROOT / "files/cricksy/health.py"))
+    rows = {"counts": [("done", 6)], "figures": [("ocr_seconds", Decimal("1.5")), ("of_nothing", None)]}
+    connection = mock.MagicMock()
+    connection.__enter__.return_value.execute.side_effect = lambda sql: mock.Mock(fetchall=lambda: rows.get(sql, []))
+    monkeypatch.setitem(sys.modules, "psycopg", mock.Mock(connect=mock.Mock(return_value=connection)))
+    monkeypatch.setenv("DATABASE_URL", "postgresql://x")
+    report = health["Report"]()
+    report.check("database", health["database"]({"counts": "counts", "figures": "figures"}))
+    assert (report.faults, report.lines) == ([], ["ok   database: done 6"])
+    assert {'cricksy_uploads{status="done"} 6', 'cricksy_figure{figure="ocr_seconds"} 1.5'} <= set(report.metrics)
+    assert not any("of_nothing" in line for line in report.metrics)
 
 
 def test_health_tells_faults_and_no_secret():

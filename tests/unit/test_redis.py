@@ -23,6 +23,15 @@ def test_rules_hold_hashes_and_no_password():
     assert "&*" not in GOOD.rules((6, 0, 16))
 
 
+def test_a_former_password_is_good_besides():
+    both = replace(GOOD, users=(User("shop", Secret("the-password-of-the-shop"), former=(Secret("the-password-of-before"),)),))
+    hashes = [hashlib.sha256(text).hexdigest() for text in (b"the-password-of-the-shop", b"the-password-of-before")]
+    assert f"user shop on #{hashes[0]} #{hashes[1]} &* ~* +@all" in both.rules((7, 0, 15))
+    assert both.faults() == []
+    short = replace(GOOD, users=(User("shop", PASSWORD, former=(Secret("short"),)),))
+    assert "user shop: the password must have 16" in short.faults()[0]
+
+
 def test_live_settings_stand_in_the_file_as_redis_says_them():
     wanted = replace(GOOD, maxmemory_mb=3, tls=TLS)
     assert wanted.live()["maxmemory"] == "3145728"

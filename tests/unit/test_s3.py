@@ -320,6 +320,38 @@ def test_key_plan(keys: list[Key], file: KeyFileState, wanted: KeyFile, plan: Ke
     assert key_plan(keys, file, wanted, NOW) == plan
 
 
+LATER = KeyFile("/etc/x.env", units=["app-*.service"], restarts=False, keep_seconds=60)
+BEHIND = KeyFileState("NEW", True, "600", "root", "root", behind=("app-blue.service",), quiet_seconds=900)
+TAKEN_UP = KeyFileState("NEW", True, "600", "root", "root", quiet_seconds=60)
+
+
+@pytest.mark.parametrize(
+    ("file", "wanted", "plan"),
+    [
+        pytest.param(BEHIND, LATER, KeyPlan(waits="app-blue.service runs with the key before: it is to be started anew first"), id="in use"),
+        pytest.param(
+            BEHIND, KeyFile("/etc/x.env", units=["app-*.service"], restarts=False, rotate_before="2099-01-01"),
+            KeyPlan(waits="app-blue.service runs with the key before: it is to be started anew first"), id="in use, and another one wanted",
+        ),
+        pytest.param(
+            KeyFileState("NEW", True, "600", "root", "root", quiet_seconds=59), LATER,
+            KeyPlan(waits="key OLD stays: what it signed is good for 1 s"), id="signed URLs",
+        ),
+        pytest.param(TAKEN_UP, LATER, KeyPlan(stale=("OLD",)), id="over"),
+        pytest.param(BEHIND, KeyFile("/etc/x.env", units=["a.service"]), KeyPlan(stale=("OLD",)), id="restarted by the operation itself"),
+    ],
+)  # fmt: skip
+def test_a_key_stays_as_long_as_somebody_uses_it(file: KeyFileState, wanted: KeyFile, plan: KeyPlan) -> None:
+    assert key_plan([key("OLD", 9, used_days=1), key("NEW", 0)], file, wanted, NOW) == plan
+
+
+def test_units_say_what_they_read() -> None:
+    assert LATER.faults() == []
+    assert "sha256sum </etc/x.env >/run/hostwright/%N.key" in LATER.stamp
+    assert "needs its suffix" in KeyFile("/x", units=["app-*.service"]).faults()[0]
+    assert "keep_seconds must be" in KeyFile("/x", keep_seconds=-1).faults()[0]
+
+
 def test_a_key_file_says_when_it_was_changed() -> None:
     text = key_file_text(FILE, "u", "AKIA", "s/e+c")
     *body, seal = text.splitlines()
@@ -331,10 +363,16 @@ def test_a_key_file_says_when_it_was_changed() -> None:
         f"seal\t{total}",
         "key\tAKIA",
         "secrets\t1",
-        "running\ta.service",
+        "quiet\t900",
+        "unit\ta.service\tactive\tyes",
+        "quiet\t70",
+        "unit\tb.service\tdeactivating\tno",
+        "quiet\t30",
+        "unit\tc.service\tinactive\tno",
+        "quiet\t40",
     ]
     read = KeyFileFact().process(lines)
-    assert read == KeyFileState("AKIA", True, "600", "root", "root", ("a.service",))
+    assert read == KeyFileState("AKIA", True, "600", "root", "root", ("a.service",), ("b.service",), 30)
     assert not KeyFileFact().process([*lines[:1], "sum\tother", *lines[2:]]).is_whole
     assert not KeyFileFact().process([*lines[:4], "secrets\t0"]).is_whole
     assert KeyFileFact().process([]) == KeyFileState()

@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from deploys.cricksy import API, BROKER, CACHE, FLOWER_PORT, WORKER, release_directory
+from deploys.cricksy_container import memory_mb
 from facts.redis import PROGRAM
 from settings import Cricksy, Host
 from tests.verify.conftest import Machine
@@ -47,6 +48,9 @@ def _postgres(settings: Host) -> str:
 def _workers(settings: Host) -> str:
     if not _has(settings, "worker"):
         return ""
+    if _cricksy(settings).runs_containers:
+        form = "{{.State.Running}} {{.State.Health.Status}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.Memory}} {{.Config.Image}}"
+        return f"docker inspect -f {shlex.quote(form)} $(docker ps -aq --filter label=hostwright.component={WORKER}) 2>&1"
     show = "ActiveState,UnitFileState,Type,KillMode,TimeoutStopUSec,MemoryMax"
     return f"""for number in $(seq {_cricksy(settings).worker_instances}); do
 unit={WORKER}@$number.service
@@ -116,6 +120,10 @@ def test_database_has_roles_that_may_little(machine: Machine) -> None:
 def test_workers_outlive_their_tasks(machine: Machine) -> None:
     settings = _settings(machine, "worker")
     lines = machine.lines("cricksy_workers")
+    if settings.runs_containers:
+        memory = memory_mb(settings.worker_memory_max) * 1024 * 1024
+        assert lines == [f"true healthy true {memory} {settings.worker_image}"] * settings.worker_instances
+        return
     assert len(lines) == 3 * settings.worker_instances
     for about, limit, cwd in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
         found = dict(word.split("=", 1) for word in about.split()[1:] if "=" in word)
