@@ -3,6 +3,7 @@
     python -m benchmarks                      all of it: about an hour
     python -m benchmarks --quick              one host, few rounds: about ten minutes
     python -m benchmarks mcbench              the mcbench fleet: its runs, and changes under load: about 15 minutes
+    python -m benchmarks cricksy              OCR of cricksy with other limits: about 20 minutes
     python -m benchmarks profile              where the time of a no-change run goes
     python -m benchmarks render RESULT.json   table and plot from a result
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import mcbench, report
+from benchmarks import cricksy, mcbench, report
 from benchmarks.fleet import fleet
 from benchmarks.measure import Bench
 
@@ -34,7 +35,7 @@ def _numbers(text: str) -> list[int]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("command", nargs="?", default="compare", choices=("compare", "mcbench", "profile", "render"))
+    parser.add_argument("command", nargs="?", default="compare", choices=("compare", "cricksy", "mcbench", "profile", "render"))
     parser.add_argument("result", nargs="?", type=Path, help="a result to render")
     parser.add_argument("--slot", type=int, default=int(os.environ.get("HOSTWRIGHT_LAB_SLOT", "8")))
     parser.add_argument("--hosts", type=_numbers, default=[1, 4], help="how many at once, such as 1,4")
@@ -46,6 +47,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the order of the runs")
     parser.add_argument("--quick", action="store_true", help="1 host, 3 rounds, 1 first converge")
     parser.add_argument("--rate", type=int, default=200, help="mcbench: requests per second that are asked for")
+    parser.add_argument("--pages", type=int, default=cricksy.TASKS, help="cricksy: pages in each of --first-rounds rounds")
     parser.add_argument("--output", type=Path, help="the result; by default a new file in benchmarks/results")
     parser.add_argument("--no-plot", action="store_true", help=f"leave {PLOT.name} as it is")
     given, _ = parser.parse_known_args()
@@ -95,6 +97,9 @@ def main() -> None:
         _show(console, given.result, plot=not given.no_plot)
     elif given.command == "mcbench":
         mcbench.measure(console, given.slot, given.output or RESULTS / f"{datetime.date.today()}-mcbench.json", given.rate)
+    elif given.command == "cricksy":
+        output = given.output or RESULTS / f"{datetime.date.today()}-cricksy.json"
+        cricksy.measure(console, given.slot, output, given.first_rounds, given.seed, given.pages)
     elif given.command == "profile":
         _profile(console, given)
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import endstate, figures, profile, report
+from benchmarks import cricksy, endstate, figures, profile, report
 from benchmarks.figures import Case, Sample
 
 
@@ -125,3 +125,16 @@ def test_table_has_medians_and_both_ratios() -> None:
     assert len(lines) == 3
     assert "15.0×" in lines[2]
     assert "4.0×" in lines[2]
+
+
+def test_pages_per_minute_are_told_against_the_limit_and_a_task_per_core() -> None:
+    samples = [
+        {"limited": limited, "concurrency": concurrency, "seconds": seconds}
+        for limited, concurrency, seconds in ((True, 2, 10), (True, 2, 12), (True, 2, 30), (False, 2, 24), (False, 4, 48))
+    ]
+    table = cricksy.markdown({"pages": 20, "cores": 2, "samples": samples}).splitlines()
+    assert table[2:] == [
+        "| yes | 2 (1× cores) | 100.0 (40.0–120.0, n=3) | 1.00 |",
+        "| no | 2 (1× cores) | 50.0 (50.0–50.0, n=1) | 0.50 |",
+        "| no | 4 (2× cores) | 25.0 (25.0–25.0, n=1) | 0.25 |",
+    ]
