@@ -18,6 +18,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 help:
 	@echo 'make demo      boot real hosts here, provision the gateway on them, check them'
+	@echo 'make demo SYSTEM=mcbench   the same with a fleet of containers; takes minutes'
 	@echo 'make test      lint, unit tests, lab tests (as CI does)'
 	@echo 'make unit | lint | docs'
 	@echo 'make lab-test [SYSTEM=gateway] | soak | bench'
@@ -31,7 +32,7 @@ setup:
 	@./bootstrap lab
 
 demo: setup
-	@$(ROOT) HOSTWRIGHT_LAB_SLOT=$(SLOT) $(PYTHON) -m tests.lab demo
+	@$(ROOT) HOSTWRIGHT_LAB_SLOT=$(SLOT) $(PYTHON) -m tests.lab demo $(if $(SYSTEM),--system $(SYSTEM))
 
 # Says how long each step took. `date` and not SECONDS: make's shell is sh.
 test:

@@ -51,7 +51,9 @@ def _clean(_: argparse.Namespace) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from tests.lab import demo  # needs rich, which removing a lab must not
 
-    sys.exit(demo.run(arguments.picture))
+    if arguments.system not in demo.DEMOS:
+        raise LabError(f"demo: system is one of {', '.join(demo.DEMOS)}, got {arguments.system!r}")
+    sys.exit(demo.run(arguments.picture, arguments.system))
 
 
 def _reset(arguments: argparse.Namespace) -> None:
@@ -89,6 +91,7 @@ def main() -> None:
     commands.add_parser("clean", help="down, and remove images and caches too").set_defaults(do=_clean)
     demo = commands.add_parser("demo", help="up, provision, check, and show it")
     demo.add_argument("--picture", help="also write what is shown to this file, as SVG")
+    demo.add_argument("--system", default="gateway", help="gateway (default) or mcbench, which takes minutes")
     demo.set_defaults(do=_demo)
     reset = commands.add_parser("reset", help="make one host pristine again")
     reset.add_argument("name")

@@ -21,7 +21,6 @@ from tests.lab.mcbench_fleet import (
     finished,
     fleet_of,
     submit,
-    summary,
 )
 from tests.lab.outside import COLLECTOR_PORT, Outside
 from tests.lab.state import REPOSITORY, wait_for
@@ -208,10 +207,7 @@ def test_what_a_host_should_not_run_any_more_is_drained_and_gone(fleet: Fleet, s
         run = fleet.run()
         assert run.ok, run
         assert "mcbench | Retire what this host should not run" in run.changed
-        all_done(fleet, stranger)
-        # a worker notes the end of its work just after that of the task
-        wait_for("the last note", lambda: summary(fleet, stranger)["unfinished"] == 0, 10)
-        counted = summary(fleet, stranger)
+        counted = all_done(fleet, stranger)
         assert (counted["doubled"], counted["failed"], counted["unfinished"], counted["waiting"]) == (0, 0, 0, 0), counted
         assert here(back) == {"admin-worker"}
         assert here(front) == {"api", "scheduler", "worker", "render-worker", "server-worker"}

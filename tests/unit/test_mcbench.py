@@ -749,7 +749,7 @@ def test_gateway_on_a_server_host_is_refused():
     ]
 
 
-@pytest.mark.parametrize("inventory", ["prod", "staging", "dev"])
+@pytest.mark.parametrize("inventory", ["prod", "staging", "dev", "lab_mcbench"])
 def test_sample_inventory_has_every_role_and_no_secret(inventory):
     done = subprocess.run(
         [Path(sys.executable).with_name("pyinfra"), "--json", f"inventories/{inventory}.py", "debug-inventory"],
