@@ -56,7 +56,8 @@ check() {
 	conf=/etc/redis/redis-$name.conf
 	# before the first start there are only the parts
 	[ -f "$conf" ] || conf=$live
-	runuser -u redis -- redis-server "$conf" --aclfile "/etc/redis/redis-$name.acl" --bind 127.0.0.1 --port 0 --tls-port 0 \
+	# not runuser: told to end, it waits for two seconds
+	setpriv --reuid=redis --regid=redis --init-groups redis-server "$conf" --aclfile "/etc/redis/redis-$name.acl" --bind 127.0.0.1 --port 0 --tls-port 0 \
 		--unixsocket "$place/s" --dir "$place" --appendonly no --save '' --daemonize no --supervised no --pidfile '' \
 		--logfile '' >"$place/said" 2>&1 &
 	server=$!
