@@ -135,6 +135,7 @@ def test_worker_is_killed(fleet: Fleet, at_work: AtWork) -> None:
 
 
 def test_hung_worker_is_found_and_started_anew(fleet: Fleet, at_work: AtWork) -> None:
+    assert fleet.run().ok
     host = fleet.workers[0]
     pid = host.run("systemctl show -p MainPID --value cricksy-worker@1").stdout.strip()
     with at_work("a hung worker", 1) as load:
