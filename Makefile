@@ -10,18 +10,26 @@ PYTHON := .venv/bin/python
 # Lab hosts need root. -E: HOSTWRIGHT_*, PIP_*, proxies; env PATH: sudo replaces it.
 ROOT := $(if $(filter-out 0,$(shell id -u)),sudo -n -E env PATH="$$PATH")
 LAB_TESTS := $(if $(SYSTEM),$(wildcard tests/lab/test_$(SYSTEM).py tests/lab/test_$(SYSTEM)_*.py),tests/lab)
+# The soak in three parts, hours in all: what came with a system, and the rest, which every system stands on.
+soak-tests = $(wildcard $(foreach name,$(1),tests/lab/test_$(name).py tests/lab/test_$(name)_*.py))
+SOAK_mcbench := $(call soak-tests,mcbench engine registry published container replicas cleanup backup emulation images)
+SOAK_cricksy := $(call soak-tests,cricksy backup_redis pgcluster redis celery tesseract s3)
+SOAK_mcbench := $(filter-out $(SOAK_cricksy) tests/lab/test_backup.py,$(SOAK_mcbench))
+SOAK_foundation := $(filter-out $(SOAK_mcbench) $(SOAK_cricksy),$(sort $(wildcard tests/lab/test_*.py)))
+SOAK_PARTS := foundation mcbench cricksy
+PART ?= $(SOAK_PARTS)
 PYTEST_LAB := $(ROOT) HOSTWRIGHT_LAB_SLOT=$(TEST_SLOT) $(PYTHON) -B -m pytest -p no:cacheprovider
 
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup venv demo test unit lab-test soak lint verify bench docs lab-up lab-down clean lock
+.PHONY: help setup venv demo test unit lab-test soak $(SOAK_PARTS:%=soak-%) lint verify bench docs lab-up lab-down clean lock
 
 help:
 	@echo 'make demo      boot real hosts here, provision the gateway on them, check them'
 	@echo 'make demo SYSTEM=mcbench   the same with a fleet of containers; takes minutes'
 	@echo 'make test      lint, unit tests, lab tests (as CI does)'
 	@echo 'make unit | lint | docs'
-	@echo 'make lab-test [SYSTEM=gateway] | soak | bench'
+	@echo 'make lab-test [SYSTEM=gateway] | soak [PART=foundation|mcbench|cricksy] | bench'
 	@echo 'make verify INVENTORY=inventories/prod.py'
 	@echo 'make lab-up | lab-down | clean'
 
@@ -54,7 +62,13 @@ lab-test: setup
 soak: setup
 	@$(ROOT) $(PYTHON) -m tests.lab images --all
 	$(PYTHON) -m pytest -n 2 tests/unit
-	$(PYTEST_LAB) -n 2 $(LAB_TESTS)
+	@for part in $(PART); do \
+		$(MAKE) --no-print-directory "soak-$$part" || failed="$$failed $$part"; \
+	done; \
+	[ -z "$$failed" ] || { echo "==> soak: failed:$$failed" >&2; exit 1; }
+
+$(SOAK_PARTS:%=soak-%): soak-%:
+	$(PYTEST_LAB) -n 2 $(SOAK_$*)
 
 lint: venv
 	$(PYTHON) -m ruff check .
