@@ -2,7 +2,8 @@
 
 ``bare`` is what a cloud image has and no more. ``packages`` is an overlay on it with the packages most tests need, so
 that a test of, say, an nginx site does not spend its time in apt. ``docker`` is an overlay on that, with the
-distribution's Docker engine. All are read-only lower layers of a host's overlay.
+distribution's Docker engine; ``cricksy`` is another one on it, see :mod:`tests.lab.image_cricksy`. All are read-only
+lower layers of a host's overlay.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tests.lab import cache, emulation
 from tests.lab.state import ROOT, LabError, lock, run
 
 RELEASES = ("bookworm", "trixie")
-LAYERS = ("bare", "packages", "docker")
+LAYERS = ("bare", "packages", "docker", "cricksy")
 
 _BARE = ("systemd", "systemd-sysv", "dbus", "openssh-server", "python3", "sudo", "iproute2", "ca-certificates", "cron",
          "curl", "procps", "netbase", "kmod")  # fmt: skip
@@ -50,7 +51,7 @@ def get(release: str, layer: str = "bare", architecture: str = "amd64") -> Image
     """Return an image, building what is missing (about 25 s for bare, 40 s for packages, 15 s for docker, each once).
 
     + release: "bookworm" or "trixie"
-    + layer: "bare", "packages" or "docker"
+    + layer: "bare", "packages", "docker" or "cricksy"
     + architecture: "arm64" for a bare host that qemu runs (see tests/lab/emulation.py); about 10 min
 
     Several processes may ask at once; one builds, the others wait. Raises LabError when the build fails.
@@ -74,6 +75,10 @@ def get(release: str, layer: str = "bare", architecture: str = "amd64") -> Image
             key = recipe(upper.name, packages)
             upper = built(f"{release}-docker", key, lambda path: _install(packages, below, path))
             layers = (upper / "upper", *below)
+    if layer == "cricksy":
+        from tests.lab import image_cricksy  # which stands on this module
+
+        layers = image_cricksy.layers(release, layers)
     return Image(release, layers)
 
 

@@ -30,8 +30,9 @@ from tests.lab.state import wait_for
 @pytest.fixture(scope="module", params=["alone", pytest.param("three", marks=pytest.mark.soak)])
 def fleet(lab: Lab, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     alone = request.param == "alone"
-    with fleet_of(lab, tmp_path_factory.mktemp("cricksy"), alone=alone) as made:
-        # the gate's host does without: installing the tools and making the first copies is a sixth of its time
+    # The gate's host begins as one that had an older release; on the three everything is installed.
+    with fleet_of(lab, tmp_path_factory.mktemp("cricksy"), "cricksy" if alone else "packages", alone) as made:
+        # and it does without copies: installing the tools is a sixth of the time
         made.shared = {"backup_enabled": not alone}
         yield made
 
@@ -43,7 +44,7 @@ def client(stranger: LabHost) -> LabHost:
     return stranger
 
 
-def test_bare_hosts_read_an_image(fleet, client):
+def test_new_hosts_read_an_image(fleet, client):
     run = fleet.run()
     assert run.ok, run
     for host in fleet.workers:
@@ -56,7 +57,8 @@ def test_bare_hosts_read_an_image(fleet, client):
     before = fleet.pids()
     assert len([name for name in before if "cricksy-worker@" in name]) == len(fleet.workers), before
     assert_converged(fleet)
-    assert fleet.run(dry=True).changed == []
+    if not fleet.alone:
+        assert fleet.run(dry=True).changed == []
     assert fleet.pids() == before
 
 
