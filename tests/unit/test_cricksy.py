@@ -309,3 +309,35 @@ def test_health_tells_faults_and_no_secret():
     assert "canary" not in "".join(report.lines + report.metrics)
     assert 'cricksy_up{check="s3"} 1' in report.metrics
     assert 'cricksy_up{check="database"} 0' in report.metrics
+
+
+UNKNOWN = "FAILED: Can't locate revision identified by '0002'"
+
+
+def migrate(directory: Path, release: str, said: str, status: int) -> subprocess.CompletedProcess[str]:
+    """Run the program that migrates, with a migration that says something and ends so."""
+    program = (ROOT / "files/cricksy/migrate.sh").read_text()
+    for path in ("/var/lib/hostwright", "/run/hostwright"):
+        assert path in program
+        program = program.replace(path, str(directory))
+    stand_in = directory / "systemd-run"
+    stand_in.write_text(f"#!/bin/sh\necho \"{said}\"\nexit {status}\n")
+    stand_in.chmod(0o755)
+    path = f"{directory}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["sh", "-s", "cricksy", release, "/src"], input=program, env={"PATH": path}, text=True, capture_output=True, check=False
+    )
+
+
+def test_only_a_release_that_has_migrated_may_find_the_database_ahead(tmp_path):
+    refused = migrate(tmp_path, "/releases/v1", UNKNOWN, 255)
+    assert (refused.returncode, refused.stderr) == (255, f"{UNKNOWN}\n")
+    for _ in range(2):
+        assert migrate(tmp_path, "/releases/v1", "Running upgrade", 0).returncode == 0
+    assert (tmp_path / "cricksy-migrated").read_text() == "/releases/v1\n"
+    ahead = migrate(tmp_path, "/releases/v1", UNKNOWN, 255)
+    assert (ahead.returncode, ahead.stderr.splitlines()[-1]) == (0, "a newer release has migrated the database: it stays as it is")
+    # of which other ones have, says nothing of this one; and whatever else goes wrong, goes wrong
+    assert migrate(tmp_path, "/releases/v1.1", UNKNOWN, 255).returncode == 255
+    assert migrate(tmp_path, "/releases/v", UNKNOWN, 255).returncode == 255
+    assert migrate(tmp_path, "/releases/v1", "connection refused", 1).returncode == 1
