@@ -345,10 +345,12 @@ def _inner_statements(wanted: Database, found: PgClusterState) -> list[str]:
         sql.append(f"ALTER SCHEMA public OWNER TO {owner}")
     if not found.owner or found.open_schema:
         sql.append("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    # Who comes in because everybody does is out once that is taken back: so it is with a database that a restore has made.
+    connects = frozenset() if found.open_database or found.open_schema else found.connects
     sql += [
         f"GRANT CONNECT ON DATABASE {_quoted(wanted.database)} TO {_quoted(name)}"
         for name in wanted.guests
-        if name in found.roles and name not in found.connects
+        if name in found.roles and name not in connects
     ]
     sql += [f'CREATE EXTENSION IF NOT EXISTS "{name}"' for name in wanted.extensions if name not in found.extensions]
     for one in wanted.roles:
@@ -357,11 +359,14 @@ def _inner_statements(wanted: Database, found: PgClusterState) -> list[str]:
         given = {default for default in found.defaults if default[0] == one.role and default[1] in "rS"}
         too_much = {right for role_, right in found.has if role_ == one.role} - set(rights)
         too_little = {right for role_, right in found.lacks if role_ == one.role} & {*rights, "USAGE"}
-        if one.role not in found.connects:
+        # likewise what it may do as an administrator, or as a member of another role
+        state = found.roles.get(one.role)
+        borrowed = state is not None and (state.powerful or state.member)
+        if borrowed or one.role not in connects:
             sql.append(f"GRANT CONNECT ON DATABASE {_quoted(wanted.database)} TO {role}; GRANT USAGE ON SCHEMA public TO {role}")
         if too_much:
             sql.append(f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
-        if too_much or too_little:
+        if too_much or too_little or borrowed:
             sql.append(f"GRANT {', '.join(rights)} ON ALL TABLES IN SCHEMA public TO {role}")
             sql.append(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}")
         if given != due:

@@ -117,6 +117,12 @@ def test_what_is_changed_by_hand_is_put_right(host, converge):
     assert "ERROR" in psql(host, "DROP TABLE run")
     assert converge().changed == []
 
+    # as a restore leaves it: everybody may connect, and nobody by name
+    admin(host, "GRANT CONNECT ON DATABASE shop TO PUBLIC; REVOKE ALL ON DATABASE shop FROM shop, shop_reports")
+    assert converge().changed == ["Database"]
+    assert psql(host, "SELECT count(*) FROM run") == "1"
+    assert converge().changed == []
+
     admin(host, "ALTER SYSTEM SET work_mem = '99MB'")
     host.run("echo 'host all all 0.0.0.0/0 trust' >>/etc/postgresql/15/main/pg_hba.conf; systemctl stop postgresql@15-main")
     assert converge().changed == ["Server"]

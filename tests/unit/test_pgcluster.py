@@ -92,6 +92,23 @@ def test_each_difference_is_put_right(change, said):
     assert any(said in one for one in statements(WANTED, replace(AS_WANTED, **change)))
 
 
+@pytest.mark.parametrize("change", [{"open_database": True}, {"open_schema": True}])
+def test_who_came_in_as_everybody_does_is_let_in_by_name(change):
+    wanted = replace(WANTED, guests=("backup",))
+    roles = {**AS_WANTED.roles, "backup": role("any", member=True)}
+    sql = statements(wanted, replace(AS_WANTED, roles=roles, connects=AS_WANTED.connects | {"backup"}, **change))
+    assert 'GRANT CONNECT ON DATABASE "shop" TO "backup"' in sql
+    assert 'GRANT CONNECT ON DATABASE "shop" TO "shop"; GRANT USAGE ON SCHEMA public TO "shop"' in sql
+
+
+@pytest.mark.parametrize("power", [{"member": True}, {"powerful": True}])
+def test_what_a_role_could_by_power_that_is_taken_it_gets_as_its_own(power):
+    roles = {"shop_owner": role("owner-password"), "shop": role("shop-password", **power)}
+    sql = statements(WANTED, replace(AS_WANTED, roles=roles))
+    assert any(one.startswith('GRANT CONNECT ON DATABASE "shop" TO "shop"') for one in sql)
+    assert 'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "shop"' in sql
+
+
 def test_a_former_role_is_shut_out():
     wanted = replace(WANTED, former=("old",))
     assert statements(wanted, AS_WANTED) == []
