@@ -14,6 +14,7 @@ from deploys.docker_engine import docker_engine
 from deploys.gateway import gateway
 from deploys.mcbench import mcbench
 from deploys.mcbench import preflight as mcbench_preflight
+from deploys.monitoring import monitoring
 from operations import preflight
 
 preflight.host(current().requirements, name="Check host")
@@ -23,9 +24,15 @@ base()
 if "gateway" in host.groups:
     gateway()
 cricksy_settings = current().cricksy
-if current().mcbench is not None or (cricksy_settings is not None and cricksy_settings.runs_containers):
+if (
+    current().mcbench is not None
+    or (cricksy_settings is not None and cricksy_settings.runs_containers)
+    or current().monitoring.runs_containers
+):
     docker_engine()
 if current().mcbench is not None:
     mcbench()
 if current().cricksy is not None:
     cricksy()
+if current().monitoring.enabled or current().monitoring.is_server:
+    monitoring()

@@ -19,6 +19,7 @@ from pyinfra.operations import server
 
 from deploys import cricksy_container, current
 from deploys.fleet import all_well, first_of
+from deploys.monitoring import redis_users
 from facts.celery import CeleryWorkers
 from facts.replicas import Replicas
 from facts.rollout import Rollout
@@ -186,7 +187,7 @@ def _databases(settings: Cricksy) -> None:
     if settings.runs_redis:
         tls = redis.Tls(settings.infra_certificate.unmask(), settings.infra_key) if addresses else None
         former = [settings.redis_former_password] if settings.redis_former_password else []
-        users = [redis.User(settings.redis_user, settings.redis_password, former=former)]
+        users = [redis.User(settings.redis_user, settings.redis_password, former=former), *redis_users(current())]
         redis.instance(
             BROKER,
             password=settings.redis_admin_password,

@@ -1,7 +1,15 @@
 """Production. A sample: replace names and addresses; secrets are references, their values stay outside git."""
 
 gateway = [
-    ("gateway-1", {"ssh_hostname": "192.0.2.11", "gateway_domain": "gateway.example.org"}),
+    (
+        "gateway-1",
+        {
+            "ssh_hostname": "192.0.2.11",
+            "gateway_domain": "gateway.example.org",
+            "monitoring_enabled": True,
+            "monitoring_address": "10.0.0.11",
+        },
+    ),
     (
         "gateway-2",
         {
@@ -52,3 +60,6 @@ cricksy = [_cricksy_infra, _cricksy_api, _cricksy_worker_1, _cricksy_worker_2]
 cricksy_infra = [_cricksy_infra]
 cricksy_api = [_cricksy_api]
 cricksy_worker = [_cricksy_worker_1, _cricksy_worker_2]
+
+# Watches the hosts above that have monitoring_enabled (docs/monitoring.md).
+monitoring = [("watch-1", {"ssh_hostname": "192.0.2.81", "monitoring_address": "10.0.0.81"})]

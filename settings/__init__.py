@@ -22,6 +22,7 @@ from settings.exposure import Port
 from settings.gateway import Gateway
 from settings.host import Host, load_fleet, load_host
 from settings.mcbench import Mcbench
+from settings.monitoring import Monitoring
 from settings.requirements import PortClaim, Requirements
 from settings.secret import Secret
 
@@ -37,6 +38,7 @@ __all__ = [
     "Gateway",
     "Host",
     "Mcbench",
+    "Monitoring",
     "Port",
     "PortClaim",
     "Registry",

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from settings import inventory
+from settings import monitoring as watching
 from settings.backup import Backup
 from settings.base import Base
 from settings.certificate import Certificate
@@ -21,6 +22,7 @@ from settings.exposure import Port
 from settings.gateway import Gateway
 from settings.mcbench import GROUPS as MCBENCH_GROUPS
 from settings.mcbench import Mcbench, fleet_faults
+from settings.monitoring import Monitoring
 from settings.requirements import Requirements, merged
 from settings.secret_sources import Sources
 from settings.section import Section, load_section, run_rule
@@ -30,6 +32,7 @@ COMMON: dict[str, type[Section]] = {
     "certificate": Certificate,
     "backup": Backup,
     "docker": Docker,
+    "monitoring": Monitoring,
 }
 """Sections of every host."""
 
@@ -40,7 +43,7 @@ SYSTEM_GROUPS: dict[str, tuple[str, ...]] = {"gateway": ("gateway",), "mcbench":
 """The groups whose hosts a system runs on: one of its own name, or one for each of its roles."""
 
 SECTIONS = COMMON | SYSTEMS
-ROLE_GROUPS = ("ci_runner",)
+ROLE_GROUPS = ("ci_runner", watching.GROUP)
 """Groups without settings of their own yet."""
 
 EXPERIMENTAL_GROUPS = frozenset({"lab", "dev"})
@@ -60,6 +63,7 @@ class Host:
     certificate: Certificate
     backup: Backup
     docker: Docker
+    monitoring: Monitoring
     gateway: Gateway | None = None
     mcbench: Mcbench | None = None
     cricksy: Cricksy | None = None
@@ -72,13 +76,14 @@ class Host:
     @property
     def exposure(self) -> tuple[Port, ...]:
         """Every port that may be reached from outside, in numerical order."""
-        ports = [*self.base.ports(), *(port for system in self.systems for port in system.ports())]
+        ports = [*self.base.ports(), *(port for system in self.systems for port in system.ports()), *watching.ports(self)]
         return tuple(sorted(set(ports), key=lambda port: (port.port, port.proto, port.sources)))
 
     @property
     def requirements(self) -> Requirements:
         """What the host must be before the first change."""
-        return merged([self.base.needs(), *(system.needs() for system in self.systems)])
+        own = Requirements(ports=watching.claims(self))
+        return merged([self.base.needs(), *(system.needs() for system in self.systems), own])
 
     @property
     def hostname(self) -> str:
@@ -123,6 +128,7 @@ def load_fleet(
     if not faults:  # rules between hosts need whole ones
         faults += fleet_faults({name: host.mcbench for name, host in loaded.items() if host.mcbench})
         faults += cricksy_faults({name: host.cricksy for name, host in loaded.items() if host.cricksy})
+        faults += watching.fleet_faults(loaded)
     if faults:
         raise SettingsError(faults)
     return loaded
@@ -166,6 +172,7 @@ def _load(
     host = Host(name=name, groups=groups, **sections)  # type: ignore[arg-type]
     checks = (
         _debug_faults, _certificate_faults, _backup_faults, _server_faults, _domain_faults, _sysctl_faults, _port_faults,
+        watching.host_faults,
     )  # fmt: skip
     for check in checks:
         faults += run_rule(partial(check, host), incomplete=bool(faults))

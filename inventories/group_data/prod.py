@@ -45,3 +45,5 @@ cricksy_infra_certificate = "file:secrets/cricksy.yaml#certificate"
 cricksy_infra_key = "file:secrets/cricksy.yaml#key"
 cricksy_worker_instances = 2
 cricksy_hsts_seconds = 31536000
+
+monitoring_sources = ["10.0.0.81/32"]

@@ -1,0 +1,292 @@
+"""Every system watched: three hosts as deploy.py makes them, each alert with its cause made and taken away.
+
+Read back through the HTTP interfaces of Prometheus and Alertmanager, with ss, ps and stat, and from the stranger.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from deploys import dashboards
+from tests.lab import canary
+from tests.lab.scan import scan
+from tests.lab.state import run, wait_for
+from tests.lab.watched import DOMAIN, PORTS, Watched
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
+TEXTFILES = "/var/lib/prometheus/node-exporter"
+# The first alert that a fresh fleet may still have: its gateway was never backed up.
+QUIET: set[tuple[str, str]] = set()
+
+
+@pytest.fixture(scope="module")
+def watched(lab, tmp_path_factory):
+    made = Watched(lab, tmp_path_factory.mktemp("watched"))
+    with canary.sampled(made.watch, made.secrets) as made.samples:
+        made.first_run = made.run()
+    assert made.first_run.ok, made.first_run
+    yield made
+    for host in made.hosts:
+        lab.destroy(host)
+
+
+def pids(watched: Watched) -> dict[str, str]:
+    found = {}
+    for host in watched.hosts:
+        units = "'prometheus*' 'hostwright-exporter-*' nginx.service 'redis-server@*' 'postgresql@*'"
+        listed = host.run(f"systemctl list-units --type=service --state=active --plain --no-legend {units}").stdout
+        for unit in (line.split()[0] for line in listed.splitlines()):
+            found[f"{host.name}/{unit}"] = host.run(f"systemctl show -p MainPID --value {unit}").stdout.strip()
+    return found
+
+
+def test_every_target_is_up(watched):
+    wanted = {
+        *((host.name, "node") for host in watched.hosts),
+        *((watched.watch.name, job) for job in ("prometheus", "alertmanager", "blackbox")),
+        (watched.web.name, "nginx"), (watched.web.name, "site"),
+        *((watched.db.name, job) for job in ("postgres", "redis cricksy-broker", "redis cricksy-cache")),
+    }  # fmt: skip
+    assert set(watched.targets()) == wanted
+    wait_for("all targets", lambda: set(watched.targets().values()) == {"up"}, 120, pause=1)
+    assert {one["value"][1] for one in watched.query('{__name__=~"pg_up|redis_up|nginx_up|probe_success"}')} == {"1"}
+
+
+def test_second_run_changes_nothing(watched):
+    before = pids(watched)
+    assert len(before) >= 12, before
+    done = watched.run()
+    assert (done.ok, done.changed) == (True, []), done
+    assert pids(watched) == before
+    assert watched.run(dry=True).changed == []
+
+
+def test_secrets_stand_where_they_belong(watched):
+    assert canary.in_text(watched.first_run.stdout + watched.first_run.stderr, watched.secrets) == []
+    assert watched.samples.arguments == set()
+    files = canary.files(watched.watch, watched.secrets)
+    assert files == {"/etc/prometheus/alertmanager.yml": "600 prometheus prometheus"}
+    assert watched.watch.run(f"curl -fsS http://127.0.0.1:9093/api/v2/status | grep -c '{watched.secrets['HOOK_TOKEN']}'", check=False).stdout.strip() == "0"
+    monitoring = {key: value for key, value in watched.secrets.items() if key.startswith("MONITORING")}
+    assert canary.files(watched.db, monitoring) == {
+        f"/etc/hostwright/exporters/{name}.env": "600 root root" for name in ("postgres", "redis-cricksy-broker", "redis-cricksy-cache")
+    }
+    assert [canary.journal(host, watched.secrets) for host in watched.hosts] == [[], [], []]
+
+
+def test_only_prometheus_reaches_the_exporters(watched, stranger):
+    for host in watched.hosts:
+        seen = scan(stranger, host)
+        allowed = {22, 80, 443} if host is watched.web else {22}
+        assert {frozenset(family.reached) for family in seen.values()} == {frozenset(allowed)}, host.name
+    # the same question from the watching host is answered: it was the firewall, and not a typo
+    for host, port in ((watched.web, PORTS["nginx"]), (watched.db, PORTS["postgres"]), (watched.db, PORTS["redis-cache"])):
+        assert "# HELP" in watched.watch.run(f"curl -fsS -m 10 http://{host.address}:{port}/metrics").stdout
+        assert stranger.run(f"curl -sS -m 5 http://{host.address}:{port}/metrics", check=False).returncode == 28
+    # and whoever comes by another host's way finds nobody: each listens on one address
+    for host in watched.hosts:
+        for line in host.run("ss -Htln").stdout.splitlines():
+            address, _, port = line.split()[3].rpartition(":")
+            if 9000 < int(port) < 9400:
+                assert address in ("127.0.0.1", host.address), line
+
+
+def test_rules_pass_their_unit_tests(watched):
+    """With the settings' defaults, by promtool, whatever thresholds this lab has."""
+    from deploys import monitoring
+    from settings import load_host
+
+    settings = load_host("watch", ["monitoring"], {"monitoring_webhook_url": "env:X"}, resolve=False).monitoring
+    watched.watch.write("/srv/rules/hostwright.yml", monitoring.rules(settings))
+    watched.watch.write("/srv/rules/test.yml", (Path(__file__).parent / "monitoring_rules.yml").read_text())
+    said = watched.watch.run("promtool test rules /srv/rules/test.yml", check=False, timeout=600)
+    assert said.returncode == 0, said.stdout
+    # and they do find a rule that is wrong
+    watched.watch.run("sed -i 's/percent > 80/percent > 8/' /srv/rules/hostwright.yml")
+    assert watched.watch.run("promtool test rules /srv/rules/test.yml", check=False, timeout=600).returncode != 0
+
+
+def test_a_converged_fleet_is_quiet(watched):
+    for job in ("run", "drill"):
+        done = watched.do(f"deploys.backup.{job}")
+        assert done.ok, done
+    wait_for("no alert", lambda: watched.alerts() == QUIET, 120, pause=1)
+
+
+# --- each alert and its cause ---------------------------------------------------------------------------------------
+
+
+def test_disk_filled(watched):
+    web = watched.web
+    web.run("truncate -s 48M /srv/small.img && mkfs.ext4 -q /srv/small.img && mkdir -p /srv/small")
+    device = run("losetup", "--find", "--show", web.directory / "root/srv/small.img").strip()
+    number = device.removeprefix("/dev/loop")
+    try:
+        web.run(f"test -e {device} || mknod -m 660 {device} b 7 {number}; mount {device} /srv/small")
+        wait_for("the file system", lambda: watched.query('instance:filesystem_used:percent{mountpoint="/srv/small"}'), 60, pause=1)
+        watched.fires_and_resolves("DiskFull", web, lambda: web.run("fallocate -l 38M /srv/small/filler"), lambda: web.run("rm -f /srv/small/filler"))
+    finally:
+        web.run("umount /srv/small; rm -f /srv/small.img", check=False)
+        run("losetup", "--detach", device, check=False)
+
+
+def test_memory_taken(watched):
+    """A host of the lab sees the memory of the whole machine: the threshold comes to it, by a reload."""
+    web, before = watched.web, pids(watched)
+    used = watched.value(f'instance:memory_used:percent{{host="{web.name}"}}')
+    threshold = round(used) + 5
+    done = watched.run(limit=watched.watch.name, memory_percent=threshold)
+    assert (done.ok, done.changed) == (True, ["Monitoring | Run Prometheus"]), done
+    assert pids(watched) == before
+    total = watched.value(f'node_memory_MemTotal_bytes{{host="{web.name}"}}')
+    take = int(total * (threshold + 3 - used) / 100)
+    eater = f"systemd-run --quiet --unit=eater python3 -c 'import time; x = bytearray({take}); x[::4096] = bytes(len(x[::4096])); time.sleep(900)'"
+    watched.fires_and_resolves("MemoryHigh", web, lambda: web.run(eater), lambda: web.run("systemctl stop eater"))
+    done = watched.run(limit=watched.watch.name)
+    assert done.changed == ["Monitoring | Run Prometheus"], done
+
+
+def test_unit_failed(watched):
+    db = watched.db
+    watched.fires_and_resolves(
+        "UnitFailed", db, lambda: db.run("systemd-run --quiet --unit=shop false"), lambda: db.run("systemctl reset-failed shop.service")
+    )
+
+
+def test_unit_stopped(watched):
+    web = watched.web
+    watched.fires_and_resolves("UnitStopped", web, lambda: web.run("systemctl stop cron"), lambda: web.run("systemctl start cron"))
+
+
+def test_database_stopped(watched):
+    db, unit = watched.db, "redis-server@cricksy-cache.service"
+    watched.fires_and_resolves("ServiceUnreachable", db, lambda: db.run(f"systemctl stop {unit}"), lambda: db.run(f"systemctl start {unit}"))
+
+
+def test_target_down(watched):
+    db, unit = watched.db, "prometheus-node-exporter.service"
+    watched.fires_and_resolves("TargetDown", db, lambda: db.run(f"systemctl stop {unit}"), lambda: db.run(f"systemctl start {unit}"))
+
+
+def test_host_gone(watched):
+    """Of a host that is off everything is down, and the one message is that."""
+    db = watched.db
+    watched.fires_and_resolves("TargetDown", db, db.cut_link, db.restore_link)
+
+
+def test_site_down(watched):
+    web = watched.web
+    unit = web.run("systemctl list-units --plain --no-legend --state=active 'multiverse-gateway-*.service' | awk '{ print $1; exit }'").stdout.strip()
+    watched.fires_and_resolves("SiteDown", web, lambda: web.run(f"systemctl stop {unit}"), lambda: web.run(f"systemctl start {unit}"))
+
+
+def test_certificate_aged(watched):
+    web = watched.web
+    where = re.search(r"ssl_certificate (\S+)/fullchain.pem;", web.run("nginx -T 2>/dev/null").stdout)[1]
+    fresh = web.run(f"cat {where}/fullchain.pem {where}/privkey.pem").stdout
+
+    def aged() -> None:
+        web.run(f"mkdir -p /srv/kept && cp -L {where}/fullchain.pem {where}/privkey.pem /srv/kept/")
+        web.run(
+            f"openssl req -x509 -newkey rsa:2048 -nodes -days 5 -subj /CN={DOMAIN} -addext subjectAltName=DNS:{DOMAIN} "
+            f"-keyout {where}/privkey.pem -out {where}/fullchain.pem && nginx -s reload"
+        )
+
+    watched.fires_and_resolves(
+        "CertificateExpires", web, aged, lambda: web.run(f"cat /srv/kept/fullchain.pem > {where}/fullchain.pem; cat /srv/kept/privkey.pem > {where}/privkey.pem; nginx -s reload")
+    )
+    assert web.run(f"cat {where}/fullchain.pem {where}/privkey.pem").stdout == fresh
+
+
+def age(watched: Watched, metric: str, seconds: int) -> None:
+    """Have a time in the backup's figures lie back, as if its timer had not run since."""
+    path = f"{TEXTFILES}/hostwright_backup_gateway.prom"
+    text = watched.web.read(path)
+    when = int(time.time()) - seconds
+    aged = re.sub(rf"(?m)^({metric}\{{.*\}}) \d+$", rf"\1 {when}", text)
+    assert aged != text
+    watched.web.write(path, aged)
+
+
+def test_backup_stale(watched):
+    def cure() -> None:
+        assert watched.do("deploys.backup.run").ok
+
+    watched.fires_and_resolves("BackupStale", watched.web, lambda: age(watched, "hostwright_backup_last_stored_timestamp_seconds", 27 * 3600), cure)
+
+
+def test_backup_not_verified(watched):
+    def cure() -> None:
+        assert watched.do("deploys.backup.drill").ok
+
+    watched.fires_and_resolves("BackupUnverified", watched.web, lambda: age(watched, "hostwright_backup_last_verified_timestamp_seconds", 9 * 86400), cure)
+
+
+def test_backup_failed(watched):
+    web = watched.web
+
+    def spoil() -> None:
+        web.run("mv /var/backups/hostwright /var/backups/away; systemctl start hostwright-backup-gateway.service", check=False, timeout=300)
+
+    def heal() -> None:
+        web.run("rm -rf /var/backups/hostwright; mv /var/backups/away /var/backups/hostwright")
+        web.run("systemctl start hostwright-backup-gateway.service", timeout=300)
+
+    watched.fires_and_resolves("BackupFailed", web, spoil, heal)
+
+
+def test_queue_deep(watched):
+    """The figures of cricksy-health, whose writer is on hosts of the application: here its file is made by hand."""
+    db, path = watched.db, f"{TEXTFILES}/cricksy.prom"
+    watched.fires_and_resolves(
+        "QueueDeep", db, lambda: db.write(path, 'cricksy_queue_depth{queue="celery"} 1001\n'), lambda: db.write(path, 'cricksy_queue_depth{queue="celery"} 3\n')
+    )
+    db.run(f"rm {path}")
+
+
+# --- what people look at ----------------------------------------------------------------------------------------------
+
+
+def test_every_panel_has_data(watched):
+    boards = dashboards.dashboards(80, 85, 14, 26, 8)
+    empty = []
+    for board in boards:
+        assert dashboards.faults(json.loads(dashboards.render(board))) == []
+        for title, expression in dashboards.queries(board):
+            if not watched.query(expression):  # a query that is none raises
+                empty.append((board.title, title, expression))
+    assert empty == []
+
+
+def test_status_page_shows_all_hosts(watched, tmp_path):
+    page = watched.watch.run("curl -fsS -m 20 http://127.0.0.1:9090/consoles/hostwright.html").stdout
+    for word in (*(host.name for host in watched.hosts), DOMAIN, "cricksy-broker", "gateway"):
+        assert word in page
+    assert "error" not in page.lower()
+    (tmp_path / "status.html").write_text(page)  # to look at
+
+
+# --- a bad change, and a reboot -------------------------------------------------------------------------------------
+
+
+def test_bad_setting_changes_nothing(watched):
+    before = pids(watched)
+    done = watched.run(memory_percent=0, grafana_image="registry.example.test/grafana:11.4.0")
+    assert not done.ok
+    assert "monitoring_memory_percent: must be at least 1" in done.stdout + done.stderr
+    assert "monitoring_grafana_admin_password: is required with monitoring_grafana_image: its own is admin" in done.stdout + done.stderr
+    assert pids(watched) == before
+
+
+def test_reboot_brings_everything_back(watched):
+    for host in watched.hosts:
+        host.reboot()
+    watched.watch.run("systemd-run --quiet --unit=receiver python3 /srv/receiver.py")
+    wait_for("all targets", lambda: set(watched.targets().values()) == {"up"}, 300, pause=2)
+    wait_for("no alert", lambda: watched.alerts() == QUIET, 300, pause=2)
+    assert watched.run().changed == []

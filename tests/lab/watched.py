@@ -1,0 +1,144 @@
+"""Three hosts as deploy.py makes them: a gateway, databases, and one that watches all of them; and what Prometheus says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tests.lab import apps, canary
+from tests.lab.hosts import LabHost
+from tests.lab.lab import Lab
+from tests.lab.provision import Run, provision
+from tests.lab.state import REPOSITORY, wait_for
+
+DEPLOY = REPOSITORY / "deploy.py"
+DOMAIN = "gateway.watched.test"
+PORTS = {"nodes": 9100, "nginx": 9113, "redis": 9121, "redis-cache": 9122, "postgres": 9187}
+HOOKS = "/srv/hooks"
+_SECRETS = (
+    "GATEWAY_ADMIN_API_KEY", "BACKUP_PASSWORD", "MONITORING_POSTGRES_PASSWORD", "MONITORING_REDIS_PASSWORD", "HOOK_TOKEN",
+    *(f"CRICKSY_{key}" for key in ("POSTGRES_PASSWORD", "POSTGRES_OWNER_PASSWORD", "POSTGRES_BACKUP_PASSWORD", "REDIS_PASSWORD", "REDIS_ADMIN_PASSWORD")),
+)  # fmt: skip
+# Takes what Alertmanager posts and writes down each message as a line; a token in the address is all that it asks for.
+_RECEIVER = """
+import http.server, json
+class Receiver(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with open("/srv/hooks", "a") as file:
+            file.write(json.dumps(json.loads(body)) + "\\n")
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+http.server.HTTPServer(("127.0.0.1", 18080), Receiver).serve_forever()
+"""
+
+
+class Watched:
+    """The hosts and their secrets, which are at the same time the environment that pyinfra needs."""
+
+    def __init__(self, lab: Lab, directory: Path) -> None:
+        self.secrets = canary.new(_SECRETS)
+        self.secrets["MONITORING_WEBHOOK_URL"] = f"http://127.0.0.1:18080/{self.secrets['HOOK_TOKEN']}"
+        apps.gateway_repository(directory)
+        self._repository = f"{lab.serve(directory, port=8095)}/gateway.git"
+        self.watch, self.web, self.db = self.hosts = lab.boot_all(
+            ("t-watch", "bookworm", "packages"), ("t-watched-web", "bookworm", "packages"), ("t-watched-db", "trixie", "packages")
+        )
+        self.watch.write("/srv/receiver.py", _RECEIVER)
+        self.watch.run("systemd-run --quiet --unit=receiver python3 /srv/receiver.py")
+
+    def run(self, dry: bool = False, limit: str | None = None, extra: Sequence[str] = (), **settings: object) -> Run:
+        """Run deploy.py over the hosts; keyword arguments are settings of monitoring, without their prefix."""
+        monitoring = {
+            "enabled": True,
+            "sources": [f"{self.watch.address}/32"],
+            "postgres_password": "env:MONITORING_POSTGRES_PASSWORD",
+            "redis_password": "env:MONITORING_REDIS_PASSWORD",
+            "webhook_url": "env:MONITORING_WEBHOOK_URL",
+            "scrape_seconds": 2,
+            "hold_seconds": 2,
+            "group_seconds": 1,
+            **settings,
+        }
+        gateway = {
+            "domain": DOMAIN, "repository": self._repository, "version": "v1.0.0", "admin_api_key": "env:GATEWAY_ADMIN_API_KEY",
+            "start_timeout_seconds": 30, "settle_seconds": 2,
+        }  # fmt: skip
+        cricksy = {
+            key: f"env:CRICKSY_{key.upper()}"
+            for key in ("postgres_password", "postgres_owner_password", "postgres_backup_password", "redis_password", "redis_admin_password")
+        }
+        return provision(
+            self.hosts, DEPLOY, dry=dry, limit=limit, extra=extra, env=self.secrets, timeout=2400,
+            data={
+                "certificate_mode": "self-signed",
+                "backup_password": "env:BACKUP_PASSWORD",
+                **{f"monitoring_{key}": value for key, value in monitoring.items()},
+                **{f"gateway_{key}": value for key, value in gateway.items()},
+                **{f"cricksy_{key}": value for key, value in cricksy.items()},
+                "cricksy_postgres_memory_mb": 256,
+            },
+            groups={"gateway": [self.web], "cricksy_infra": [self.db], "monitoring": [self.watch]},
+            host_data={host.name: {"monitoring_address": host.address} for host in self.hosts},
+        )  # fmt: skip
+
+    def do(self, function: str, **arguments: object) -> Run:
+        """Run a deploy function by its name on the gateway's host, such as ``deploys.backup.run``."""
+        module, _, name = function.rpartition(".")
+        text = f"from {module} import {name} as wanted\nwanted(**{arguments!r})\n"
+        data = {"backup_password": "env:BACKUP_PASSWORD", "certificate_mode": "self-signed"}
+        return provision(self.web, text, data=data, env=self.secrets)
+
+    # --- what Prometheus and Alertmanager say ------------------------------------------------------------------------
+
+    def ask(self, path: str) -> Any:
+        """Ask Prometheus' HTTP interface."""
+        return json.loads(self.watch.run(f"curl -gfsS -m 20 'http://127.0.0.1:9090/api/v1/{path}'").stdout)["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return the samples that an expression has now."""
+        found: list[dict[str, Any]] = self.ask(f"query?query={quote(expression)}")["result"]
+        return found
+
+    def value(self, expression: str) -> float:
+        """Return the one value that an expression has now."""
+        (found,) = self.query(expression)
+        return float(found["value"][1])
+
+    def targets(self) -> dict[tuple[str, str], str]:
+        """Return (host, job and part) to health of every target."""
+        active = self.ask("targets?state=active")["activeTargets"]
+        return {
+            (one["labels"]["host"], " ".join(filter(None, (one["labels"]["job"], one["labels"].get("part"))))): f"{one['health']}{one['lastError']}" for one in active
+        }
+
+    def alerts(self, state: str = "firing") -> set[tuple[str, str]]:
+        """Return (alert, host) of those in a state."""
+        return {(one["labels"]["alertname"], one["labels"].get("host", "")) for one in self.ask("alerts")["alerts"] if one["state"] == state}
+
+    def told(self, alert: str, host: LabHost, status: str) -> bool:
+        """Whether Alertmanager has posted an alert of a host, ``firing`` or ``resolved``."""
+        messages = [json.loads(line) for line in self.watch.run(f"cat {HOOKS} 2>/dev/null || :").stdout.splitlines()]
+        return any(
+            one["status"] == status and one["labels"]["alertname"] == alert and one["labels"].get("host") == host.name
+            for message in messages
+            for one in message["alerts"]
+        )
+
+    def fires_and_resolves(self, alert: str, host: LabHost, cause: Callable[[], object], cure: Callable[[], object]) -> None:
+        """Make a cause, see that its alert is raised and told; take the cause away, see that it is resolved and told."""
+        wait_for(f"no {alert}", lambda: (alert, host.name) not in self.alerts() | self.alerts("pending"), 120, pause=1)
+        self.watch.run(f": > {HOOKS}")
+        cause()
+        try:
+            wait_for(f"{alert} of {host.name}", lambda: (alert, host.name) in self.alerts(), 180, pause=1)
+            wait_for(f"{alert} to be told", lambda: self.told(alert, host, "firing"), 120, pause=1)
+        finally:
+            cure()
+        wait_for(f"the end of {alert} of {host.name}", lambda: (alert, host.name) not in self.alerts(), 180, pause=1)
+        wait_for(f"the end of {alert} to be told", lambda: self.told(alert, host, "resolved"), 180, pause=1)

@@ -1,0 +1,263 @@
+"""What of monitoring follows from the inventory alone: who is asked, on which ports, by which rules; and what is refused."""
+
+import json
+
+import pytest
+import yaml
+
+from deploys import dashboards, monitoring
+from operations.redis import Instance
+from settings import SettingsError, load_fleet
+from settings.monitoring import exporters, ports, sites
+from settings.secret import Secret
+
+SECRETS = {
+    "MONITORING_WEBHOOK_URL": "https://hooks.example.org/canary-token",
+    "MONITORING_POSTGRES_PASSWORD": "canary-monitoring-postgres",
+    "MONITORING_REDIS_PASSWORD": "canary-monitoring-redis",
+    "MONITORING_GRAFANA_ADMIN_PASSWORD": "canary-grafana-password",
+    "GATEWAY_ADMIN_API_KEY": "canary-gateway-admin-key-of-length-32",
+    "BACKUP_PASSWORD": "canary-backup-password-of-the-lab",
+    **{
+        f"CRICKSY_{name}": f"canary-cricksy-{name.lower()}-1"
+        for name in ("POSTGRES_PASSWORD", "POSTGRES_OWNER_PASSWORD", "POSTGRES_BACKUP_PASSWORD", "REDIS_PASSWORD", "REDIS_ADMIN_PASSWORD")
+    },
+}
+WATCHED = {
+    "monitoring_enabled": True,
+    "monitoring_sources": ["10.0.0.5/32"],
+    "monitoring_postgres_password": "env:MONITORING_POSTGRES_PASSWORD",
+    "monitoring_redis_password": "env:MONITORING_REDIS_PASSWORD",
+    "backup_password": "env:BACKUP_PASSWORD",
+    "certificate_email": "ops@example.org",
+}
+SERVER = WATCHED | {"monitoring_address": "10.0.0.5", "monitoring_webhook_url": "env:MONITORING_WEBHOOK_URL"}
+GATEWAY = WATCHED | {
+    "monitoring_address": "10.0.0.11",
+    "gateway_domain": "gateway.example.org",
+    "gateway_repository": "https://git.example.org/gateway.git",
+    "gateway_version": "v1.0.0",
+    "gateway_admin_api_key": "env:GATEWAY_ADMIN_API_KEY",
+}
+INFRA = WATCHED | {
+    "monitoring_address": "10.0.0.71",
+    **{f"cricksy_{key}": f"env:CRICKSY_{key.upper()}" for key in ("postgres_password", "postgres_owner_password", "postgres_backup_password", "redis_password", "redis_admin_password")},
+}
+
+
+@pytest.fixture(autouse=True)
+def _secrets(monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+
+
+def fleet(server=None, gateway=None, infra=None, more=()):
+    hosts = [
+        ("watch", ["monitoring"], SERVER | (server or {})),
+        ("web", ["gateway"], GATEWAY | (gateway or {})),
+        ("db", ["cricksy_infra"], INFRA | (infra or {})),
+        *more,
+    ]
+    hosts = [(name, groups, {key: value for key, value in data.items() if value is not None}) for name, groups, data in hosts]
+    return load_fleet([(name, groups, data | {"ssh_hostname": name}) for name, groups, data in hosts], resolve=[name for name, _, _ in hosts])
+
+
+def refused(**words):
+    with pytest.raises(SettingsError) as error:
+        fleet(**words)
+    return error.value.lines()
+
+
+def test_a_host_has_the_exporters_of_what_runs_on_it():
+    found = fleet()
+    assert {name: [(one.label, one.port) for one in exporters(host)] for name, host in found.items()} == {
+        "watch": [("node", 9100)],
+        "web": [("node", 9100), ("nginx", 9113)],
+        "db": [("node", 9100), ("postgres", 9187), ("redis-cricksy-broker", 9121), ("redis-cricksy-cache", 9122)],
+    }
+
+
+def test_exporters_are_open_to_prometheus_alone():
+    found = fleet()
+    assert {port.port: port.sources for port in found["db"].exposure if port.why.startswith("metrics")} == dict.fromkeys(
+        (9100, 9121, 9122, 9187), ("10.0.0.5/32",)
+    )
+    assert all(port.port not in (9090, 9093, 9115, 3000) for host in found.values() for port in host.exposure)
+
+
+def test_a_host_that_is_not_watched_has_none():
+    found = fleet(gateway={"monitoring_enabled": None, "monitoring_address": None})
+    assert exporters(found["web"]) == ()
+    assert ports(found["web"]) == ()
+    assert sites(found["web"]) == ()
+
+
+def test_on_loopback_nothing_is_opened():
+    found = load_fleet(
+        [("watch", ["monitoring"], {"ssh_hostname": "watch", "monitoring_enabled": True, "monitoring_webhook_url": "env:MONITORING_WEBHOOK_URL"})],
+        resolve=["watch"],
+    )
+    assert ports(found["watch"]) == ()
+    assert monitoring.targets(found, "watch") == {"node": [{"targets": ["127.0.0.1:9100"], "labels": {"host": "watch", "systems": ""}}]}
+
+
+def test_prometheus_asks_every_host_for_what_it_has():
+    found = fleet(gateway={"monitoring_scrapes": [{"job": "game", "port": 9091, "path": "/figures"}]})
+    asked = monitoring.targets(found, "watch")
+    assert {job: [one["targets"][0] for one in configs] for job, configs in asked.items()} == {
+        "node": ["10.0.0.71:9100", "10.0.0.5:9100", "10.0.0.11:9100"],
+        "postgres": ["10.0.0.71:9187"],
+        "redis": ["10.0.0.71:9121", "10.0.0.71:9122"],
+        "nginx": ["10.0.0.11:9113"],
+        "game": ["10.0.0.11:9091"],
+    }
+    assert asked["game"][0]["labels"] == {"host": "web", "systems": "gateway", "__metrics_path__": "/figures"}
+    assert [one["labels"]["part"] for one in asked["redis"]] == ["cricksy-broker", "cricksy-cache"]
+    site = monitoring.site_targets(found, "watch")[0]["labels"]
+    assert (site["__param_target"], site["__param_hostname"], site["__param_module"]) == ("https://10.0.0.11/health", "gateway.example.org", "site")
+
+
+def test_a_host_on_loopback_is_asked_by_itself_alone():
+    found = fleet()
+    alone = load_fleet([("alone", [], {"ssh_hostname": "a"})])
+    assert "alone" not in str(monitoring.targets({**found, **alone}, "watch"))
+
+
+def test_ipv6_addresses_have_brackets():
+    found = fleet(gateway={"monitoring_address": "2001:db8::11"})
+    configuration = monitoring.prometheus_configuration(found["watch"].monitoring, found, "watch")
+    assert "[2001:db8::11]:9113" in str(configuration)
+    assert "https://[2001:db8::11]/health" in str(configuration)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"gateway": {"monitoring_address": None}}, "monitoring_address: is required on a watched host that is not in the group monitoring on host web, write"),
+        ({"gateway": {"monitoring_address": "0.0.0.0"}}, "monitoring_address: must be one address, not all of them on host web, got '0.0.0.0', write"),
+        ({"gateway": {"monitoring_address": "127.0.0.1"}}, "monitoring_address: must be an address that the monitoring host reaches on host web"),
+        ({"gateway": {"monitoring_sources": ["0.0.0.0/0"]}}, "monitoring_sources[0]: must not be everybody on host web"),
+        ({"gateway": {"monitoring_sources": None}}, "monitoring_sources: is required with monitoring_address on host web"),
+        ({"gateway": {"monitoring_sources": ["10.0.0.6/32"]}}, "monitoring_sources: must hold 10.0.0.5, from where watch asks on host web, got ['10.0.0.6/32']"),
+        ({"gateway": {"base_monitoring_enabled": False}}, "base_monitoring_enabled: must be True with monitoring_enabled on host web, got False"),
+        ({"server": {"monitoring_address": None}}, "monitoring_address: is required: db, web must know who asks on host watch"),
+        ({"server": {"monitoring_webhook_url": None}}, "monitoring_webhook_url: or monitoring_mail_to is required on a host of the group monitoring"),
+        ({"server": {"monitoring_mail_to": "ops@example.org"}}, "monitoring_mail_from: is required with monitoring_mail_to on host watch"),
+        ({"server": {"monitoring_mail_user": "x"}}, "monitoring_mail_password: is required with monitoring_mail_user on host watch"),
+        ({"server": {"monitoring_grafana_image": "r.example.org/grafana:11"}}, "monitoring_grafana_admin_password: is required with monitoring_grafana_image: its own is admin"),
+        ({"server": {"monitoring_prometheus_port": 9093}}, "monitoring_alertmanager_port: must not be the port of monitoring_prometheus_port on host watch, got 9093"),
+        ({"server": {"monitoring_prometheus_port": 9100}}, "monitoring_prometheus_port: must not be the port of the exporter of node on host watch, got 9100"),
+        ({"server": {"monitoring_memory_percent": 0}}, "monitoring_memory_percent: must be at least 1 on host watch, got 0"),
+        ({"infra": {"monitoring_redis_password": None}}, "monitoring_redis_password: is required on a watched host that runs redis on host db"),
+        ({"infra": {"monitoring_postgres_password": None}}, "monitoring_postgres_password: is required on a watched host that runs postgres on host db"),
+        ({"gateway": {"monitoring_scrapes": [{"job": "x", "port": 9113}]}}, "monitoring_scrapes[0].port: must not be the port of the exporter of nginx on host web, got 9113"),
+        ({"gateway": {"monitoring_journal_url": "logs"}}, "monitoring_journal_url: must be a URL without path"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_is_refused(words, said):
+    assert any(said in line for line in refused(**words)), refused(**words)
+
+
+@pytest.mark.parametrize("password", ["admin", "Admin123", "grafana", "short", "password1"])
+def test_default_password_of_grafana_is_refused_and_not_shown(monkeypatch, password):
+    monkeypatch.setenv("MONITORING_GRAFANA_ADMIN_PASSWORD", password)
+    lines = refused(server={"monitoring_grafana_image": "r.example.org/grafana:11", "monitoring_grafana_admin_password": "env:MONITORING_GRAFANA_ADMIN_PASSWORD"})
+    assert [line for line in lines if line.startswith("monitoring_grafana_admin_password: must ")]
+    assert not any(f"'{password}'" in line for line in lines)
+
+
+def test_prometheus_leaves_a_port_to_the_system_that_has_it():
+    lines = refused(more=[("both", ["monitoring", "cricksy_infra"], INFRA | SERVER | {"monitoring_address": "10.0.0.5", "cricksy_redis_port": 9090})])
+    assert any("monitoring_prometheus_port: must not be a port of cricksy on host both, got 9090, write monitoring_prometheus_port = 10090" in line for line in lines), lines
+
+
+def test_the_exporters_account_of_redis_reads_no_key():
+    users = monitoring.redis_users(fleet()["db"])
+    instance = Instance("broker", Secret("x" * 16), tuple(users))
+    assert instance.faults() == []
+    line = instance.rules((7, 0, 0)).splitlines()[1]
+    assert line.split()[:3] == ["user", "hostwright_monitor", "on"]
+    assert not {"~*", "+@all", "+keys", "+config|get"} & set(line.split())
+    assert monitoring.redis_users(fleet()["web"]) != []  # a password that is not used there
+    assert monitoring.redis_users(fleet(infra={"monitoring_enabled": None, "monitoring_address": None})["db"]) == []
+
+
+def test_redis_instances_are_those_of_the_deploy():
+    from deploys import cricksy
+
+    assert {one.instance for one in exporters(fleet()["db"]) if one.job == "redis"} == {cricksy.BROKER, cricksy.CACHE}
+
+
+def test_rules_have_the_settings_thresholds():
+    settings = fleet(server={"monitoring_memory_percent": 71, "monitoring_hold_seconds": 7, "monitoring_backup_hours": 99})["watch"].monitoring
+    groups = yaml.safe_load(monitoring.rules(settings))["groups"]
+    alerts = {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
+    assert alerts["MemoryHigh"]["expr"] == "instance:memory_used:percent > 71"
+    assert alerts["BackupStale"]["expr"].endswith("> 99")
+    assert {rule["for"] for rule in alerts.values()} == {"7s"}
+    assert all(rule["labels"]["severity"] in ("warning", "critical") for rule in alerts.values())
+    assert all("$labels.host" in rule["annotations"]["summary"] for rule in alerts.values())
+
+
+def test_every_alert_is_explained():
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs/monitoring.md").read_text()
+    groups = yaml.safe_load(monitoring.rules(fleet()["watch"].monitoring))["groups"]
+    names = [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
+    assert [name for name in names if f"| {name} |" not in page] == []
+
+
+def test_alertmanager_tells_by_both_ways():
+    settings = fleet(
+        server={
+            "monitoring_mail_to": "ops@example.org", "monitoring_mail_from": "watch@example.org", "monitoring_mail_server": "mail.example.org:587",
+            "monitoring_mail_user": "watch", "monitoring_mail_password": "env:MONITORING_REDIS_PASSWORD",
+        }
+    )["watch"].monitoring  # fmt: skip
+    receiver = monitoring.alertmanager_configuration(settings)["receivers"][0]
+    assert receiver["webhook_configs"] == [{"url": SECRETS["MONITORING_WEBHOOK_URL"], "send_resolved": True}]
+    assert receiver["email_configs"][0]["auth_password"] == SECRETS["MONITORING_REDIS_PASSWORD"]
+    assert receiver["email_configs"][0]["require_tls"] is True
+
+
+# --- Grafana --------------------------------------------------------------------------------------------------------
+
+
+def boards():
+    return [*dashboards.dashboards(80, 85, 14, 26, 8), dashboards.cricksy(1000, 80)]
+
+
+def test_dashboards_are_such_as_grafana_shows():
+    for board in boards():
+        assert dashboards.faults(json.loads(dashboards.render(board))) == []
+    assert len({board.uid for board in boards()}) == len(boards())
+
+
+def test_a_broken_dashboard_is_found():
+    found = json.loads(dashboards.render(boards()[0]))
+    found["uid"] = "no such uid"
+    found["panels"][1]["id"] = found["panels"][0]["id"]
+    found["panels"][1]["gridPos"] = found["panels"][0]["gridPos"]
+    found["panels"][0]["targets"][0]["expr"] = "up{host=~'$hosts'}"
+    found["panels"][0]["targets"][0]["datasource"] = {"type": "prometheus", "uid": "other"}
+    assert len(dashboards.faults(found)) == 5
+
+
+def test_grafana_is_provisioned_with_the_source_that_its_panels_ask():
+    found = fleet(server={"monitoring_prometheus_port": 9095})
+    files = monitoring.provisioning(found["watch"].monitoring, found)
+    source = yaml.safe_load(files["provisioning/datasources/hostwright.yaml"])["datasources"][0]
+    assert (source["uid"], source["url"], source["type"]) == (dashboards.SOURCE["uid"], "http://127.0.0.1:9095", "prometheus")
+    provider = yaml.safe_load(files["provisioning/dashboards/hostwright.yaml"])["providers"][0]
+    assert provider["options"]["path"] == f"{monitoring.GRAFANA}/dashboards"
+    assert [path for path in files if path.startswith("dashboards/")] == [
+        f"dashboards/{uid}.json" for uid in ("hostwright-hosts", "hostwright-services", "hostwright-backups", "hostwright-cricksy")
+    ]
+
+
+def test_nobody_signs_up_for_grafana():
+    settings = fleet(server={"monitoring_grafana_image": "r.example.org/grafana:11", "monitoring_grafana_admin_password": "env:MONITORING_GRAFANA_ADMIN_PASSWORD"})["watch"].monitoring
+    lines = monitoring.grafana_environment(settings).unmask().splitlines()
+    assert {"GF_USERS_ALLOW_SIGN_UP=false", "GF_AUTH_ANONYMOUS_ENABLED=false", "GF_SERVER_HTTP_ADDR=127.0.0.1"} <= set(lines)
+    assert f"GF_SECURITY_ADMIN_PASSWORD={SECRETS['MONITORING_GRAFANA_ADMIN_PASSWORD']}" in lines
