@@ -111,6 +111,21 @@ def cricksy(queue_depth: int, memory_percent: int) -> Dashboard:
     )
 
 
+def liap(memory_percent: int) -> Dashboard:
+    """Return the dashboard of liap, only where it runs."""
+    chosen = '{host=~"$host"}'
+    return Dashboard(
+        "hostwright-liap",
+        "liap",
+        [
+            Panel("Games in memory", {f"liap_games_active{chosen}": "{{host}}"}),
+            Panel("Memory used", {'instance:process_memory_used:percent{job="liap", host=~"$host"}': "{{host}}"}, "percent", limit=memory_percent),
+            Panel("Games that wait for the archive", {f"liap_archive_queue{chosen}": "{{host}}"}),
+            Panel("Archive failures", {'increase(liap_archive_failures_total{host=~"$host"}[15m])': "{{host}}"}, limit=1),
+        ],
+    )
+
+
 def queries(board: Dashboard) -> Iterator[tuple[str, str]]:
     """Yield title and PromQL of every panel as Prometheus gets them, all hosts chosen."""
     for panel in board.panels:

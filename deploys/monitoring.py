@@ -389,6 +389,8 @@ def provisioning(settings: Monitoring, fleet: Mapping[str, Host]) -> dict[str, s
     boards = dashboards.dashboards(settings.memory_percent, settings.disk_percent, settings.certificate_days, settings.backup_hours, settings.verified_days)
     if any(one.cricksy for one in fleet.values()):
         boards.append(dashboards.cricksy(settings.queue_depth, settings.memory_percent))
+    if any(getattr(one, "liap", None) for one in fleet.values()):
+        boards.append(dashboards.liap(settings.memory_percent))
     return {
         "provisioning/datasources/hostwright.yaml": prometheus.dump(source),
         "provisioning/dashboards/hostwright.yaml": prometheus.dump(provider),

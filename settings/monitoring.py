@@ -265,6 +265,10 @@ def exporters(host: Host) -> tuple[Exporter, ...]:
         found.append(Exporter(POSTGRES, _PORTS[POSTGRES]))
     if host.cricksy and host.cricksy.runs_redis:
         found += [Exporter(REDIS, _PORTS[REDIS], "cricksy-broker"), Exporter(REDIS, _PORTS[REDIS] + 1, "cricksy-cache")]
+    # a system that another release of the settings may not have
+    liap = getattr(host, "liap", None)
+    if liap is not None and liap.metrics_enabled and liap.metrics_networks:
+        found.append(Exporter("liap", liap.metrics_port, own=False))
     if settings.cadvisor_image:
         found.append(Exporter(CONTAINERS, _PORTS[CONTAINERS]))
     further = [*settings.scrapes, *(one for system in host.systems for one in getattr(system, "scrapes", ()))]
@@ -281,6 +285,9 @@ def sites(host: Host) -> tuple[Site, ...]:
         found += [(domain, host.gateway.health_path) for domain in host.gateway.domains if not domain.startswith("*.")]
     if host.cricksy and host.cricksy.domains and host.cricksy.domain:
         found.append((host.cricksy.domain, host.cricksy.health_path))
+    liap = getattr(host, "liap", None)
+    if liap is not None and liap.domain:
+        found.append((liap.domain, "/health"))
     if host.mcbench and "api" in host.mcbench.roles:
         found += [(domain, host.mcbench.health_path) for domain in host.mcbench.api_domains if not domain.startswith("*.")]
     return tuple(Site(domain, path, trusted) for domain, path in found)

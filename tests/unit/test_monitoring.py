@@ -225,7 +225,7 @@ def test_alertmanager_tells_by_both_ways():
 
 
 def boards():
-    return [*dashboards.dashboards(80, 85, 14, 26, 8), dashboards.cricksy(1000, 80)]
+    return [*dashboards.dashboards(80, 85, 14, 26, 8), dashboards.cricksy(1000, 80), dashboards.liap(80)]
 
 
 def test_dashboards_are_such_as_grafana_shows():
