@@ -118,6 +118,17 @@ def test_a_converged_fleet_is_quiet(watched):
     wait_for("no alert", lambda: watched.alerts() == QUIET, 120, pause=1)
 
 
+def test_checks_of_running_hosts_pass(watched, tmp_path):
+    done = watched.verify(tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:]
+    watched.db.run("systemctl stop hostwright-exporter-postgres.service")
+    done = watched.verify(tmp_path)
+    watched.db.run("systemctl start hostwright-exporter-postgres.service")
+    assert done.returncode == 1
+    assert "test_exporters_listen_on_one_address[t-watched-db]" in done.stdout
+    wait_for("no alert", lambda: watched.alerts() == QUIET, 120, pause=1)
+
+
 # --- each alert and its cause ---------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from urllib.parse import quote
 from tests.lab import apps, canary
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
-from tests.lab.provision import Run, provision
+from tests.lab.provision import Run, command_line, provision
 from tests.lab.state import REPOSITORY, wait_for
 
 DEPLOY = REPOSITORY / "deploy.py"
@@ -52,8 +54,8 @@ class Watched:
         self.watch.write("/srv/receiver.py", _RECEIVER)
         self.watch.run("systemd-run --quiet --unit=receiver python3 /srv/receiver.py")
 
-    def run(self, dry: bool = False, limit: str | None = None, extra: Sequence[str] = (), **settings: object) -> Run:
-        """Run deploy.py over the hosts; keyword arguments are settings of monitoring, without their prefix."""
+    def words(self, **settings: object) -> dict[str, Any]:
+        """Return what an inventory of the hosts is made from; keyword arguments are settings of monitoring, without their prefix."""
         monitoring = {
             "enabled": True,
             "sources": [f"{self.watch.address}/32"],
@@ -73,9 +75,8 @@ class Watched:
             key: f"env:CRICKSY_{key.upper()}"
             for key in ("postgres_password", "postgres_owner_password", "postgres_backup_password", "redis_password", "redis_admin_password")
         }
-        return provision(
-            self.hosts, DEPLOY, dry=dry, limit=limit, extra=extra, env=self.secrets, timeout=2400,
-            data={
+        return {
+            "data": {
                 "certificate_mode": "self-signed",
                 "backup_password": "env:BACKUP_PASSWORD",
                 **{f"monitoring_{key}": value for key, value in monitoring.items()},
@@ -83,9 +84,13 @@ class Watched:
                 **{f"cricksy_{key}": value for key, value in cricksy.items()},
                 "cricksy_postgres_memory_mb": 256,
             },
-            groups={"gateway": [self.web], "cricksy_infra": [self.db], "monitoring": [self.watch]},
-            host_data={host.name: {"monitoring_address": host.address} for host in self.hosts},
-        )  # fmt: skip
+            "groups": {"gateway": [self.web], "cricksy_infra": [self.db], "monitoring": [self.watch]},
+            "host_data": {host.name: {"monitoring_address": host.address} for host in self.hosts},
+        }
+
+    def run(self, dry: bool = False, limit: str | None = None, extra: Sequence[str] = (), **settings: object) -> Run:
+        """Run deploy.py over the hosts, with settings of monitoring."""
+        return provision(self.hosts, DEPLOY, dry=dry, limit=limit, extra=extra, env=self.secrets, timeout=2400, **self.words(**settings))
 
     def do(self, function: str, **arguments: object) -> Run:
         """Run a deploy function by its name on the gateway's host, such as ``deploys.backup.run``."""
@@ -142,3 +147,11 @@ class Watched:
             cure()
         wait_for(f"the end of {alert} of {host.name}", lambda: (alert, host.name) not in self.alerts(), 180, pause=1)
         wait_for(f"the end of {alert} to be told", lambda: self.told(alert, host, "resolved"), 180, pause=1)
+
+    def verify(self, scratch: Path) -> subprocess.CompletedProcess[str]:
+        """Run the checks of monitoring in tests/verify against the hosts, as ``make verify`` does."""
+        command_line(scratch, self.hosts, DEPLOY, **self.words())
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/verify/test_monitoring.py", "--inventory", str(scratch / "inventory.py")],
+            cwd=REPOSITORY, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=300,
+        )  # fmt: skip
