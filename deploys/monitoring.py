@@ -45,6 +45,7 @@ _NODE_DROP_IN = f"/etc/systemd/system/{_NODE}.d/hostwright-monitoring.conf"
 _NGINX_STATUS = "/etc/nginx/conf.d/hostwright-status.conf"
 _FILES = Path(__file__).parents[1] / "files/monitoring"
 _UPLOAD = "systemd-journal-upload.service"
+_UPLOAD_KEYS = "/etc/hostwright/journal"
 _UPLOAD_FILES = ("/etc/systemd/journal-upload.conf.d/hostwright.conf", f"/etc/systemd/system/{_UPLOAD}.d/hostwright.conf")
 
 # What has to run wherever it is installed: stopped is as bad as failed. The idle colour of a rollout is not among them.
@@ -200,12 +201,19 @@ def _journal(settings: Monitoring) -> None:
     """Send the journal to a collector. What it does not take waits in the journal, and nobody waits for it."""
     if not settings.journal_url:
         return
+    tls = settings.journal_url.startswith("https://")
     texts = (
-        render("monitoring/journal-upload.conf.j2", url=settings.journal_url, ca=settings.journal_ca),
-        render("monitoring/journal-upload.service.conf.j2"),
+        render("monitoring/journal-upload.conf.j2", url=settings.journal_url, tls=tls),
+        render("monitoring/journal-upload.service.conf.j2", directory=_UPLOAD_KEYS, tls=tls),
     )
+    keys: list[Entry] = [Directory("/etc/hostwright", mode="0755"), Directory(_UPLOAD_KEYS, mode="0700")]
+    keys += [
+        File(f"{_UPLOAD_KEYS}/{called}.pem", text, mode="0600")
+        for called, text in (("ca", settings.journal_ca), ("certificate", settings.journal_certificate), ("key", settings.journal_key))
+        if tls
+    ]
     dpkg.packages(["systemd-journal-remote"], name="Install the journal's sender")
-    fileset.files(list(map(File, _UPLOAD_FILES, texts)), unit=_UPLOAD, name="Configure the journal's sender")
+    fileset.files([*keys, *map(File, _UPLOAD_FILES, texts)], unit=_UPLOAD, name="Configure the journal's sender")
     unit.unit(_UPLOAD, inputs=_UPLOAD_FILES, name="Send the journal")
 
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from settings.errors import Fault, broken
 from settings.exposure import Port
 from settings.fields import Email, Line, Many, Model, Network, PortNumber, matching
-from settings.mcbench import Image, Password
+from settings.mcbench import Image, Password, is_private
 from settings.requirements import PortClaim
 from settings.secret import Secret
 from settings.section import Section, rule
@@ -111,9 +111,9 @@ class Monitoring(Section):
     journal_url: Annotated[str, matching(r"(?:https?://[A-Za-z0-9.:\[\]-]+)?", "must be a URL without path such as 'https://logs.example.org:19532'")] = Field(
         "", description="send the journal to this systemd-journal-remote; empty: it stays on the host"
     )
-    journal_ca: Annotated[str, matching(r"(?:/[A-Za-z0-9._/-]+|all)?", "must be an absolute path, or 'all'")] = Field(
-        "/etc/ssl/certs/ca-certificates.crt", description="file on the host with the authority of that server's certificate"
-    )
+    journal_ca: Secret = Field(default_factory=Secret.unset, description="PEM of the authority that signed that server's certificate; required with https")
+    journal_certificate: Secret = Field(default_factory=Secret.unset, description="PEM of the certificate by which the server knows its hosts; required likewise")
+    journal_key: Secret = Field(default_factory=Secret.unset, description="PEM of its key")
 
     # --- Prometheus
     prometheus_port: PortNumber = Field(9090, description="of Prometheus, on loopback")
@@ -163,6 +163,17 @@ class Monitoring(Section):
             yield Fault("address", "is required on a watched host that is not in the group monitoring", hint="write monitoring_address = '10.0.0.11'")
         if self.address and not self.sources:
             yield Fault("sources", "is required with monitoring_address", hint="write monitoring_sources = ['10.0.0.5/32']")
+
+    @rule
+    def _journal_is_not_overheard(self) -> Iterator[Fault]:
+        if self.journal_url.startswith("https://"):
+            for key in ("journal_ca", "journal_certificate", "journal_key"):
+                if not getattr(self, key):
+                    yield Fault(key, "is required with an https:// monitoring_journal_url", hint=f"write monitoring_{key} = 'file:secrets/journal.yaml#{key}'")
+        elif self.journal_url:
+            there = re.sub(r":[0-9]+$", "", self.journal_url.removeprefix("http://"))
+            if not is_private(there):
+                yield Fault("journal_url", "must be https:// beyond a private network: a journal holds everything", self.journal_url)
 
     @rule
     def _somebody_is_told(self) -> Iterator[Fault]:

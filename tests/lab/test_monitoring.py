@@ -14,8 +14,9 @@ import pytest
 
 from deploys import dashboards
 from tests.lab import canary
+from tests.lab.authority import Authority
 from tests.lab.scan import scan
-from tests.lab.state import run, wait_for
+from tests.lab.state import LabError, run, wait_for
 from tests.lab.watched import DOMAIN, PORTS, Watched
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
@@ -280,6 +281,46 @@ def test_status_page_shows_all_hosts(watched, tmp_path):
         assert word in page
     assert "error" not in page.lower()
     (tmp_path / "status.html").write_text(page)  # to look at
+
+
+# --- the journal ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_journal_is_sent_and_waits_for_nobody(watched, stranger, tmp_path, scheme):
+    web = watched.web
+    authority = Authority(tmp_path / "authority")
+    names = {}
+    for who, name in (("server", stranger.address), ("client", web.address)):
+        names[f"{who}_certificate"], names[f"{who}_key"] = authority.issue(name)
+    stranger.run("command -v /lib/systemd/systemd-journal-remote || { apt-get update -q && apt-get install -q -y --no-install-recommends systemd-journal-remote; }", timeout=600)
+    stranger.run("systemctl stop collector.service 2>/dev/null; rm -rf /srv/collected; mkdir -p /srv/collected", check=False)
+    for name, text in (("ca", authority.certificate), ("certificate", names["server_certificate"]), ("key", names["server_key"])):
+        stranger.write(f"/srv/tls/{name}.pem", text)
+    tls = "--key=/srv/tls/key.pem --cert=/srv/tls/certificate.pem --trust=/srv/tls/ca.pem" if scheme == "https" else ""
+    collect = f"systemd-run --quiet --collect --unit=collector /lib/systemd/systemd-journal-remote --listen-{scheme}=19532 {tls} --output=/srv/collected/ --split-mode=host"
+
+    def has(word: str) -> bool:
+        return word in stranger.run(f"journalctl -D /srv/collected -o cat --no-pager | grep -F {word} || :").stdout
+
+    watched.secrets.update(JOURNAL_CA=authority.certificate, JOURNAL_CERTIFICATE=names["client_certificate"], JOURNAL_KEY=names["client_key"])
+    keys = {f"journal_{key}": f"env:JOURNAL_{key.upper()}" for key in ("ca", "certificate", "key")} if scheme == "https" else {}
+    settings = {"journal_url": f"{scheme}://{stranger.address}:19532", **keys}
+    stranger.run(collect)
+    done = watched.run(limit=web.name, **settings)
+    assert done.ok, done
+    assert watched.run(limit=web.name, **settings).changed == []
+    web.run(f"logger first-canary-{scheme}")
+    wait_for("the first line", lambda: has(f"first-canary-{scheme}"), 120, pause=1)
+    # nobody listens, and nothing is lost
+    stranger.run("systemctl stop collector.service")
+    web.run(f"logger second-canary-{scheme}")
+    stranger.run(collect)
+    wait_for("the second line", lambda: has(f"second-canary-{scheme}"), 180, pause=1)
+    if scheme == "https":
+        assert web.run("stat -c '%a %U' /etc/hostwright/journal/key.pem").stdout.split() == ["600", "root"]
+        with pytest.raises(LabError):  # who has no certificate is not let in
+            web.run(f"curl -sf -m 10 --cacert /etc/hostwright/journal/ca.pem -H 'Content-Type: application/vnd.fdo.journal' --data-binary x https://{stranger.address}:19532/upload")
 
 
 # --- a bad change, and a reboot -------------------------------------------------------------------------------------

@@ -151,6 +151,8 @@ def test_ipv6_addresses_have_brackets():
         ({"infra": {"monitoring_redis_password": None}}, "monitoring_redis_password: is required on a watched host that runs redis on host db"),
         ({"infra": {"monitoring_postgres_password": None}}, "monitoring_postgres_password: is required on a watched host that runs postgres on host db"),
         ({"gateway": {"monitoring_scrapes": [{"job": "x", "port": 9113}]}}, "monitoring_scrapes[0].port: must not be the port of the exporter of nginx on host web, got 9113"),
+        ({"gateway": {"monitoring_journal_url": "http://logs.example.org:19532"}}, "monitoring_journal_url: must be https:// beyond a private network"),
+        ({"gateway": {"monitoring_journal_url": "https://logs.example.org"}}, "monitoring_journal_key: is required with an https:// monitoring_journal_url"),
         ({"gateway": {"monitoring_journal_url": "logs"}}, "monitoring_journal_url: must be a URL without path"),
     ],
 )  # fmt: skip
