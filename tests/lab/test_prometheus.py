@@ -7,6 +7,8 @@ import json
 import pytest
 import yaml
 
+from tests.lab.kill import SEED, kill_run, spread
+from tests.lab.provision import command_line
 from tests.lab.state import wait_for
 
 CANARY = "https://hooks.example.test/canary-webhook-token"
@@ -125,3 +127,26 @@ def test_bad_input_is_refused(host, provision, words, said):
     done = provision(host, f"from operations import prometheus\nprometheus.server({{}}, {words}, name='Run')\n")
     assert not done.ok
     assert said in done.stderr
+
+
+ALL = """from operations import exporter
+exporter.exporter("sites", package="prometheus-blackbox-exporter", listen="127.0.0.1:9115", configuration="modules: {site: {prober: http}}", name="Show sites")
+"""
+
+
+@pytest.mark.soak
+def test_ten_kills_end_like_an_undisturbed_run(lab, provision, tmp_path):
+    """One run after the other killed ever later, and one that is not; and the same with a change of all that is reloaded."""
+    fresh = lab.host("t-prometheus-kills")
+    for text, longest in ((ALL + deploy(), 8.0), (ALL.replace("http}", "tcp}") + deploy(expression="sum(up) + 1", receiver=CANARY + "2"), 2.0)):
+        where = [kill_run(command_line(tmp_path, fresh, text), {}, point) for point in spread(10, 3, longest)]
+        said = f"seed {SEED}, killed in {where}"
+        done = provision(fresh, text)
+        assert done.ok, f"{said}\n{done}"
+        assert provision(fresh, text).changed == [], said
+        assert listening(fresh) == {"127.0.0.1:9090", "127.0.0.1:9093", "127.0.0.1:9115"}, said
+        assert fresh.run("find /etc/prometheus /etc/hostwright /etc/systemd -name '.*dpkg-*'").stdout == "", said
+        assert fresh.run("systemctl --failed --plain --no-legend").stdout == "", said
+    wait_for("the new rule's value", lambda: value(fresh, "shop:up") == 2, 60, pause=0.5)
+    assert "prober: tcp" in fresh.run("curl -fsS http://127.0.0.1:9115/config").stdout
+    lab.destroy(fresh)
