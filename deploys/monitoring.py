@@ -447,7 +447,7 @@ def _grafana(settings: Monitoring, fleet: Mapping[str, Host]) -> None:
             pids=256,
             user="472:0",
             health=Health(("wget", "-q", "-O", "/dev/null", f"http://{LOOPBACK}:{settings.grafana_port}/api/health"), interval_seconds=10, start_seconds=60),
-            labels={"hostwright.source": _digest(files)},
+            labels={"monitoring.source": _digest(files)},
         ),
         start_seconds=120,
         name="Run Grafana",

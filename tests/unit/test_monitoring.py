@@ -1,6 +1,10 @@
 """What of monitoring follows from the inventory alone: who is asked, on which ports, by which rules; and what is refused."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +15,7 @@ from settings import SettingsError, load_fleet
 from settings.monitoring import exporters, ports, sites
 from settings.secret import Secret
 
+ROOT = Path(__file__).parents[2]
 SECRETS = {
     "MONITORING_WEBHOOK_URL": "https://hooks.example.org/canary-token",
     "MONITORING_POSTGRES_PASSWORD": "canary-monitoring-postgres",
@@ -202,9 +207,7 @@ def test_rules_have_the_settings_thresholds():
 
 
 def test_every_alert_is_explained():
-    from pathlib import Path
-
-    page = (Path(__file__).parents[2] / "docs/monitoring.md").read_text()
+    page = (ROOT / "docs/monitoring.md").read_text()
     groups = yaml.safe_load(monitoring.rules(fleet()["watch"].monitoring))["groups"]
     names = [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
     assert [name for name in names if f"| {name} |" not in page] == []
@@ -263,3 +266,27 @@ def test_nobody_signs_up_for_grafana():
     lines = monitoring.grafana_environment(settings).unmask().splitlines()
     assert {"GF_USERS_ALLOW_SIGN_UP=false", "GF_AUTH_ANONYMOUS_ENABLED=false", "GF_SERVER_HTTP_ADDR=127.0.0.1"} <= set(lines)
     assert f"GF_SECURITY_ADMIN_PASSWORD={SECRETS['MONITORING_GRAFANA_ADMIN_PASSWORD']}" in lines
+
+
+def test_the_whole_of_it_can_be_planned(tmp_path):
+    """Every operation takes the arguments that it is given, on hosts of every kind; what they do there is the lab's to show."""
+    entries = {
+        "gateway": ("@fake/web", GATEWAY | {"monitoring_journal_url": "http://10.0.0.9:19532", "monitoring_cadvisor_image": "r.example.org/cadvisor:v1"}),
+        "cricksy_infra": ("@fake/db", INFRA),
+        "monitoring": (
+            "@fake/watch",
+            SERVER | {"monitoring_grafana_image": "r.example.org/grafana:11", "monitoring_grafana_admin_password": "env:MONITORING_GRAFANA_ADMIN_PASSWORD"},
+        ),
+    }  # fmt: skip
+    fake = {"fake_delay": 0, "fake_delay_jitter": 0}
+    (tmp_path / "inventory.py").write_text("".join(f"{group} = [{(name, data | fake)!r}]\n" for group, (name, data) in entries.items()))
+    (tmp_path / "deploy.py").write_text("from deploys.monitoring import monitoring\nmonitoring()\n")
+    run = subprocess.run(
+        [Path(sys.executable).with_name("pyinfra"), "--dry", "-vvv", "--debug", "--diff", tmp_path / "inventory.py", tmp_path / "deploy.py"],
+        cwd=ROOT, env={**os.environ, "NO_COLOR": "1"}, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout
+    assert "Not planned" not in run.stdout
+    planned = {line.strip().partition("  ")[0] for line in run.stdout.splitlines() if "@fake/" in line and line.strip().startswith("Monitoring |")}
+    assert {f"Monitoring | {name}" for name in ("Run Prometheus", "Run Alertmanager", "Run Grafana", "Show how Redis is", "Show how nginx is", "Send the journal")} <= planned
+    assert [name for name, secret in SECRETS.items() if secret in run.stdout] == []
