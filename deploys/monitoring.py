@@ -50,9 +50,8 @@ _UPLOAD_FILES = ("/etc/systemd/journal-upload.conf.d/hostwright.conf", f"/etc/sy
 
 # What has to run wherever it is installed: stopped is as bad as failed. The idle colour of a rollout is not among them.
 SERVICES = (
-    "ssh", "cron", "nginx", "docker", "containerd", "postgresql@.+", "redis-server@.+", "prometheus", "prometheus-alertmanager",
-    "prometheus-node-exporter", "hostwright-exporter-.+", "cricksy-worker@.+", "cricksy-flower", "systemd-journald", "systemd-timesyncd",
-    "systemd-journal-upload",
+    "cron", "nginx", "docker", "containerd", "postgresql@.+", "redis-server@.+", "prometheus", "prometheus-alertmanager",
+    "prometheus-node-exporter", "hostwright-exporter-.+", "cricksy-worker@.+", "cricksy-flower", "systemd-journald", "systemd-journal-upload",
 )  # fmt: skip
 
 
@@ -168,7 +167,7 @@ def _redis(settings: Host, wanted: Exporter, listen: str) -> None:
         package="prometheus-redis-exporter",
         listen=_at(listen, wanted.port),
         # its certificate is for the name that other hosts use; whoever sits on this host's loopback instead of it is root
-        arguments=["--config-command=-", *(["--skip-tls-verification"] if tls else [])],
+        arguments=["--config-command=-", "--set-client-name=false", *(["--skip-tls-verification"] if tls else [])],
         environment={
             "REDIS_ADDR": f"{'rediss' if tls else 'redis'}://{LOOPBACK}:{port}",
             "REDIS_USER": USER,

@@ -17,7 +17,7 @@ redis.instance("shop", password=Secret({SECRETS["ADMIN"]!r}), users=[redis.User(
 pgcluster.cluster(memory_mb=256, name="Run PostgreSQL")
 exporter.postgres_role("monitor", password, name="Have the role")
 exporter.exporter(
-    "redis-shop", package="prometheus-redis-exporter", listen="127.0.0.1:9121", arguments=["--config-command=-"],
+    "redis-shop", package="prometheus-redis-exporter", listen="127.0.0.1:9121", arguments=["--config-command=-", "--set-client-name=false"],
     environment={{"REDIS_ADDR": "redis://127.0.0.1:6379", "REDIS_USER": "monitor", "REDIS_PASSWORD": password}}, expects="redis_up 1", name="Show Redis",
 )
 exporter.exporter(
