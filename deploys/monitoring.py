@@ -61,12 +61,14 @@ def monitoring() -> None:
     settings = current()
     if settings.monitoring.enabled:
         _exporters(settings)
-        _journal(settings.monitoring)
     if settings.monitoring.is_server:
         fleet = _fleet()
         _prometheus(settings, fleet)
         _alertmanager(settings.monitoring)
         _grafana(settings.monitoring, fleet)
+    if settings.monitoring.enabled:
+        # Last: where the collector does not answer the run says so, and all else is done.
+        _journal(settings.monitoring)
 
 
 @deploy("Remove exporters")
