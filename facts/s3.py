@@ -176,6 +176,16 @@ class Property:
     ordered: bool = False
 
 
+def _lifecycle(answer: dict[str, Any]) -> Any:
+    """Each rule's conditions together: Ceph gives the prefix back beside the ``And`` that it was sent in."""
+    rules = []
+    for rule in answer.get("Rules", []):
+        conditions = dict(rule.get("Filter", {}))
+        together = conditions.pop("And", {})
+        rules.append({**rule, "Filter": {"And": {**conditions, **together}}} if together else rule)
+    return {"Rules": rules} if rules else {}
+
+
 def _encryption(answer: dict[str, Any]) -> Any:
     """Of each rule only what can be set here: servers add members of their own."""
     rules = answer.get("ServerSideEncryptionConfiguration", {}).get("Rules", [])
@@ -210,7 +220,7 @@ PROPERTIES = {
     ),
     "lifecycle": Property(
         "lifecycle", "get_bucket_lifecycle_configuration", "put_bucket_lifecycle_configuration",
-        "LifecycleConfiguration", "delete_bucket_lifecycle", "NoSuchLifecycleConfiguration", _parts("Rules"),
+        "LifecycleConfiguration", "delete_bucket_lifecycle", "NoSuchLifecycleConfiguration", _lifecycle,
     ),
     "replication": Property(
         "replication", "get_bucket_replication", "put_bucket_replication", "ReplicationConfiguration",

@@ -158,12 +158,19 @@ class Lifecycle:
     + abort_multipart_days: an upload in parts that nobody completed, which is paid for and listed nowhere
     + expire_days: objects; in a versioned bucket their current version becomes an old one
     + expire_noncurrent_days: old versions
+    + tag: ``key=value`` that an object must carry besides; S3 takes no ``abort_multipart_days`` with it
     """
 
     prefix: str = ""
     abort_multipart_days: int = 7
     expire_days: int = 0
     expire_noncurrent_days: int = 0
+    tag: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is about: two rules of a bucket may not be about the same."""
+        return self.prefix + (f" with {self.tag}" if self.tag else "")
 
     def faults(self) -> list[str]:
         """Return every rule that is broken, one line each."""
@@ -179,15 +186,23 @@ class Lifecycle:
         ]
         if not any(days.values()):
             faults.append(f"lifecycle {self.prefix!r}: removes nothing: leave the rule out")
+        if self.tag and not re.fullmatch(r"[A-Za-z0-9_.:/@-]{1,128}=[A-Za-z0-9_.:/@-]{0,256}", self.tag):
+            faults.append(f"lifecycle {self.prefix!r}: tag must be like 'state=done', got {self.tag!r}")
+        if self.tag and self.abort_multipart_days:
+            faults.append(f"lifecycle {self.prefix!r}: write abort_multipart_days=0 beside tag, and a rule without tag for uploads")
         return faults
 
     def document(self) -> dict[str, Any]:
         """Return the rule as S3 reads it."""
         rule: dict[str, Any] = {
-            "ID": "hostwright" + (f"-{self.prefix}" if self.prefix else ""),
+            "ID": "hostwright" + (f"-{self.prefix}" if self.prefix else "") + (f"-{self.tag}" if self.tag else ""),
             "Status": "Enabled",
             "Filter": {"Prefix": self.prefix},
         }
+        if self.tag:
+            key, _, value = self.tag.partition("=")
+            tag = {"Key": key, "Value": value}
+            rule["Filter"] = {"And": {"Prefix": self.prefix, "Tags": [tag]}} if self.prefix else {"Tag": tag}
         if self.abort_multipart_days:
             rule["AbortIncompleteMultipartUpload"] = {"DaysAfterInitiation": self.abort_multipart_days}
         if self.expire_days:
@@ -246,7 +261,7 @@ class Bucket:
                     if isinstance(rule, kind)
                     else [f"{name} holds {kind.__name__}(…), got {rule!r}"]
                 )
-        prefixes = [rule.prefix for rule in _listed(self.lifecycle) if isinstance(rule, Lifecycle)]
+        prefixes = [rule.label for rule in _listed(self.lifecycle) if isinstance(rule, Lifecycle)]
         faults += [
             f"lifecycle {one!r}: stands twice"
             for one in sorted({p for p in prefixes if prefixes.count(p) > 1})
@@ -341,6 +356,7 @@ class Access:
 
     + prefix: of the keys; empty: all
     + read, write, delete, list_keys: objects; ``write`` holds what an upload in parts needs
+    + tag: change the tags of objects, which a lifecycle may go by
     + kms_key: ARN of the key of a bucket with ``aws:kms``
     """
 
@@ -351,11 +367,12 @@ class Access:
     delete: bool = True
     list_keys: bool = True
     kms_key: str = ""
+    tag: bool = False
 
     def faults(self) -> list[str]:
         """Return every rule that is broken, one line each."""
         faults = bucket_name_faults(self.bucket)
-        if not (self.read or self.write or self.delete or self.list_keys):
+        if not (self.read or self.write or self.delete or self.list_keys or self.tag):
             faults.append(f"access to {self.bucket}: allows nothing: leave it out")
         if any(sign in self.prefix for sign in "*?$"):
             faults.append(
@@ -372,6 +389,8 @@ class Access:
             actions += ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
         if self.delete:
             actions.append("s3:DeleteObject")
+        if self.tag:
+            actions.append("s3:PutObjectTagging")
         statements: list[dict[str, Any]] = []
         if actions:
             statements.append(_allow(actions, server.arn(self.bucket, f"{self.prefix}*")))
