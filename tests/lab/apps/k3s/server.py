@@ -66,6 +66,8 @@ def main(words: list[str]) -> None:
         write(bundle_path, json.dumps(pki.node_bundle(name, address())))
     node.run_node(given, json.loads(read(bundle_path)), f"https://127.0.0.1:{port}")
     addons.begin(ADMIN, address())
+    if os.path.exists(f"{DB}/reset-flag"):
+        os.unlink(f"{DB}/reset-flag")
     notify("READY=1")
     say("info", "k3s is up and running")
     while True:
