@@ -12,6 +12,8 @@ from deploys.base import base
 from deploys.cricksy import cricksy
 from deploys.docker_engine import docker_engine
 from deploys.gateway import gateway
+from deploys.k3s import k3s
+from deploys.k3s import preflight as k3s_preflight
 from deploys.mcbench import mcbench
 from deploys.mcbench import preflight as mcbench_preflight
 from deploys.monitoring import monitoring
@@ -20,6 +22,8 @@ from operations import preflight
 preflight.host(current().requirements, name="Check host")
 if current().mcbench is not None:
     mcbench_preflight()
+if current().k3s is not None:
+    k3s_preflight()
 base()
 if "gateway" in host.groups:
     gateway()
@@ -34,5 +38,7 @@ if current().mcbench is not None:
     mcbench()
 if current().cricksy is not None:
     cricksy()
+if current().k3s is not None:
+    k3s()
 if current().monitoring.enabled or current().monitoring.is_server:
     monitoring()

@@ -21,6 +21,7 @@ from settings.errors import Fault, SettingsError
 from settings.exposure import Port
 from settings.gateway import Gateway
 from settings.host import Host, load_fleet, load_host
+from settings.k3s import K3s, RegistryAccess
 from settings.mcbench import Mcbench
 from settings.monitoring import Monitoring
 from settings.requirements import PortClaim, Requirements
@@ -37,11 +38,13 @@ __all__ = [
     "Fault",
     "Gateway",
     "Host",
+    "K3s",
     "Mcbench",
     "Monitoring",
     "Port",
     "PortClaim",
     "Registry",
+    "RegistryAccess",
     "Requirements",
     "Secret",
     "SettingsError",

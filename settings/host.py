@@ -20,6 +20,9 @@ from settings.docker import Docker
 from settings.errors import Fault, SettingsError
 from settings.exposure import Port
 from settings.gateway import Gateway
+from settings.k3s import GROUPS as K3S_GROUPS
+from settings.k3s import K3s
+from settings.k3s import fleet_faults as k3s_faults
 from settings.mcbench import GROUPS as MCBENCH_GROUPS
 from settings.mcbench import Mcbench, fleet_faults
 from settings.monitoring import Monitoring
@@ -36,10 +39,10 @@ COMMON: dict[str, type[Section]] = {
 }
 """Sections of every host."""
 
-SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench, "cricksy": Cricksy}
+SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench, "cricksy": Cricksy, "k3s": K3s}
 """Sections of the hosts in the groups of a system. A new system is added here and as a field of Host."""
 
-SYSTEM_GROUPS: dict[str, tuple[str, ...]] = {"gateway": ("gateway",), "mcbench": MCBENCH_GROUPS, "cricksy": CRICKSY_GROUPS}
+SYSTEM_GROUPS: dict[str, tuple[str, ...]] = {"gateway": ("gateway",), "mcbench": MCBENCH_GROUPS, "cricksy": CRICKSY_GROUPS, "k3s": K3S_GROUPS}
 """The groups whose hosts a system runs on: one of its own name, or one for each of its roles."""
 
 SECTIONS = COMMON | SYSTEMS
@@ -49,7 +52,7 @@ ROLE_GROUPS = ("ci_runner", watching.GROUP)
 EXPERIMENTAL_GROUPS = frozenset({"lab", "dev"})
 """Groups (an inventory's file name is one) in which debug settings are allowed."""
 
-CONTAINER_GROUPS = ("mcbench", "codeclashers", "liap", "ci_runner")
+CONTAINER_GROUPS = ("mcbench", "codeclashers", "k3s", "liap", "ci_runner")
 """Systems whose containers need the kernel to forward packets."""
 
 
@@ -67,6 +70,7 @@ class Host:
     gateway: Gateway | None = None
     mcbench: Mcbench | None = None
     cricksy: Cricksy | None = None
+    k3s: K3s | None = None
 
     @property
     def systems(self) -> tuple[Section, ...]:
@@ -129,6 +133,7 @@ def load_fleet(
         faults += fleet_faults({name: host.mcbench for name, host in loaded.items() if host.mcbench})
         faults += cricksy_faults({name: host.cricksy for name, host in loaded.items() if host.cricksy})
         faults += watching.fleet_faults(loaded)
+        faults += k3s_faults({name: host.k3s for name, host in loaded.items() if host.k3s})
     if faults:
         raise SettingsError(faults)
     return loaded
@@ -173,6 +178,7 @@ def _load(
     checks = (
         _debug_faults, _certificate_faults, _backup_faults, _server_faults, _domain_faults, _sysctl_faults, _port_faults,
         watching.host_faults,
+        _swap_faults,
     )  # fmt: skip
     for check in checks:
         faults += run_rule(partial(check, host), incomplete=bool(faults))
@@ -184,6 +190,7 @@ def _backup_faults(host: Host) -> Iterator[Fault]:
         "the gateway": host.gateway is not None,
         "mcbench": host.mcbench is not None and bool({"postgres", "object"} & set(host.mcbench.components)),
         "cricksy": host.cricksy is not None and (host.cricksy.runs_postgres or host.cricksy.runs_redis),
+        "k3s": host.k3s is not None and host.k3s.role == "server",
     }
     wanted = [system for system, needs in has_data.items() if needs]
     if wanted and host.backup.enabled and not host.backup.password:
@@ -239,6 +246,14 @@ def _sysctl_faults(host: Host) -> Iterator[Fault]:
         for key, value in host.base.sysctl.items():
             if value == "0" and ("forward" in key or key.startswith("net.bridge.bridge-nf-call")):
                 yield Fault(f"base_sysctl.{key}", "must not be 0: containers need it", value, host=host.name)
+
+
+def _swap_faults(host: Host) -> Iterator[Fault]:
+    if host.k3s and not host.k3s.allow_swap and host.base.swap_enabled and host.base.swap_size_mb:
+        yield Fault(
+            "base_swap_size_mb", "must be 0 on a node of k3s: limits of pods do not count what is swapped", host.base.swap_size_mb,
+            "or write k3s_allow_swap = True", host.name,
+        )  # fmt: skip
 
 
 def _debug_faults(host: Host) -> Iterator[Fault]:

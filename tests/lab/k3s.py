@@ -53,6 +53,8 @@ _PACKAGES = (
     *((name, "bookworm", "usr/lib/x86_64-linux-gnu/*.so.*", "lib")
       for name in ("libxtables12", "libnftnl11", "libmnl0", "libip4tc2", "libip6tc2", "libnetfilter-conntrack3", "libnfnetlink0")),
 )  # fmt: skip
+# What a broken release hands on to, so that kubectl answers as it would in a genuine one.
+_PREVIOUS = "$(ls -d /usr/local/lib/hostwright/k3s/*/k3s | head -n 1)"
 _IPTABLES = [f"{family}{end}" for family in ("iptables", "ip6tables") for end in ("", "-save", "-restore")]
 
 
@@ -251,6 +253,14 @@ class Mirror:
     def image_sums(self, version: str) -> dict[str, str]:
         """Return the sum of the air-gap archive."""
         return {"amd64": sha256(self.directory / version / "k3s-airgap-images-amd64.tar")}
+
+    def add_broken(self, version: str) -> dict[str, str]:
+        """Serve a release that says its version and does not start, under a version that is not among the others; return its sums."""
+        place = self.directory / version
+        place.mkdir(exist_ok=True)
+        script = f"#!/bin/sh\ncase $1 in --version) echo 'k3s version {version} (0000)' ;; server|agent) echo 'level=fatal msg=\"broken release\"' >&2; exit 1 ;; "
+        (place / "k3s").write_text(script + f"*) exec {_PREVIOUS} \"$@\" ;; esac\n")
+        return {"amd64": sha256(place / "k3s")}
 
     def fault(self, version: str, name: str = "k3s", *, kind: str = "") -> None:
         """Let a file be sent half (``cut``), with other bytes (``spoilt``), or well again (empty)."""

@@ -231,6 +231,14 @@ def network(node: str) -> None:
                     {"type": "portmap", "capabilities": {"portMappings": True}}],
     }), 0o644)
 
+    # as flannel does, whatever the host's own policy for forwarded packets is
+    for way in ("-s", "-d"):
+        rule = ("FORWARD", way, CLUSTER_CIDR, "-m", "comment", "--comment", "flanneld forward", "-j", "ACCEPT")
+        try:
+            run("iptables", "-w", "-C", *rule)
+        except RuntimeError:
+            run("iptables", "-w", "-A", *rule)
+
     def routes() -> None:
         while True:
             try:

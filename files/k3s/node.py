@@ -1,0 +1,131 @@
+# Take a node out of service, give it back, or set its labels and taints, on a server that has kubectl.
+# main(values): action (leave, return, describe), node, and
+#   leave: seconds, reason;  return: version, seconds;  describe: labels {}, taints [], owned {"labels": [], "taints": []}
+import json
+import subprocess
+import sys
+import time
+
+K3S = "/usr/local/bin/k3s"
+MARK = "hostwright/out-of-service"
+OWNED = "hostwright/described"
+
+
+def refuse(*lines):
+    sys.stderr.write("\n".join(lines) + "\n")
+    sys.exit(1)
+
+
+def kubectl(*words, check=True, seconds=60):
+    done = subprocess.run([K3S, "kubectl", *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
+    if check and done.returncode:
+        refuse("kubectl {}: {}".format(words[0], done.stderr.decode(errors="replace").strip()[-1500:]))
+    return done
+
+
+def get(*words):
+    return json.loads(kubectl("get", *words, "-o", "json").stdout)
+
+
+def matches(selector, labels):
+    if selector is None:
+        return False
+    for key, value in (selector.get("matchLabels") or {}).items():
+        if labels.get(key) != value:
+            return False
+    for rule in selector.get("matchExpressions") or []:
+        has, values = rule["key"] in labels, rule.get("values") or []
+        good = {"In": has and labels.get(rule["key"]) in values, "NotIn": not has or labels.get(rule["key"]) not in values,
+                "Exists": has, "DoesNotExist": not has}[rule["operator"]]  # fmt: skip
+        if not good:
+            return False
+    return True
+
+
+def obstacles(node):
+    """Return what would keep the node from being emptied for ever, one line each, before anything is done."""
+    lines = []
+    pods = [p for p in get("pods", "-A", "--field-selector", "spec.nodeName=" + node)["items"]
+            if p["status"].get("phase") not in ("Succeeded", "Failed")]  # fmt: skip
+    movable = []
+    for pod in pods:
+        name, owners = pod["metadata"]["namespace"] + "/" + pod["metadata"]["name"], pod["metadata"].get("ownerReferences") or []
+        if "kubernetes.io/config.mirror" in (pod["metadata"].get("annotations") or {}) or any(o["kind"] == "DaemonSet" for o in owners):
+            continue
+        if not owners:
+            lines.append(f"pod {name} belongs to nobody and would be lost: delete it, or make it a Deployment")
+        movable.append(pod)
+    for budget in get("poddisruptionbudgets", "-A")["items"]:
+        space, status = budget["metadata"]["namespace"], budget.get("status") or {}
+        covered = [p for p in movable if p["metadata"]["namespace"] == space and matches(budget["spec"].get("selector"), p["metadata"].get("labels") or {})]
+        expected, needed = status.get("expectedPods", 0), status.get("desiredHealthy", 0)
+        if covered and expected and expected - needed < 1:
+            lines.append("PodDisruptionBudget {}/{} allows no disruption even when all is well ({} pods, {} must be healthy): it would block "
+                         "the drain for ever. Give it maxUnavailable: 1, or run one more replica".format(space, budget["metadata"]["name"], expected, needed))  # fmt: skip
+    return lines
+
+
+def leave(values):
+    node = values["node"]
+    found = get("node", node)
+    others = [n for n in get("nodes")["items"] if n["metadata"]["name"] != node and not n["spec"].get("unschedulable")
+              and any(c["type"] == "Ready" and c["status"] == "True" for c in n["status"].get("conditions", []))]  # fmt: skip
+    if not others:
+        sys.stdout.write(f"{node} is not drained: no other node could take its pods; they run on while k3s restarts" + "\n")
+        return
+    by_hand = found["spec"].get("unschedulable") and MARK not in (found["metadata"].get("annotations") or {})
+    lines = obstacles(node)
+    if lines:
+        refuse(f"{node} is not drained, nothing was changed:", *("    " + line for line in lines))
+    if not by_hand:
+        kubectl("annotate", "--overwrite", "node", node, "{}={}".format(MARK, values["reason"]))
+    kubectl("cordon", node)
+    done = kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout={}s".format(values["seconds"]),
+                   check=False, seconds=values["seconds"] + 60)  # fmt: skip
+    if done.returncode:
+        if not by_hand:
+            kubectl("uncordon", node, check=False)
+            kubectl("annotate", "node", node, MARK + "-", check=False)
+        said = [line for line in done.stderr.decode(errors="replace").splitlines() if not line.startswith("Warning")]
+        refuse("{} could not be drained within {} s; it is back in service:".format(node, values["seconds"]), *("    " + line for line in said[-6:]))
+
+
+def back(values):
+    node, version, end = values["node"], values["version"], time.monotonic() + values["seconds"]
+    while True:
+        done = kubectl("get", "node", node, "-o", "json", check=False)
+        found = json.loads(done.stdout) if done.returncode == 0 else None
+        if found:
+            ready = any(c["type"] == "Ready" and c["status"] == "True" for c in found["status"].get("conditions", []))
+            says = found["status"]["nodeInfo"]["kubeletVersion"]
+            if ready and (not version or says == version):
+                break
+        if time.monotonic() > end:
+            state = "{}, version {}".format("Ready" if ready else "not Ready", says) if found else "not in the cluster"
+            refuse("node {}: must be Ready with {} within {} s, is {}".format(node, version, values["seconds"], state))
+        time.sleep(1)
+    if MARK in (found["metadata"].get("annotations") or {}):
+        kubectl("uncordon", node)
+        kubectl("annotate", "node", node, MARK + "-")
+
+
+def describe(values):
+    node, labels, taints, owned = values["node"], values["labels"], values["taints"], values["owned"]
+    gone = [key for key in owned.get("labels", []) if key not in labels]
+    words = ["{}={}".format(*pair) for pair in sorted(labels.items())] + [key + "-" for key in gone]
+    if words:
+        kubectl("label", "--overwrite", "node", node, *words)
+    lost = [one for one in owned.get("taints", []) if one not in taints]
+    for one in lost:
+        kubectl("taint", "node", node, one + "-", check=False)
+    if taints:
+        kubectl("taint", "--overwrite", "node", node, *taints)
+    kubectl("annotate", "--overwrite", "node", node, OWNED + "=" + json.dumps({"labels": sorted(labels), "taints": sorted(taints)}))
+
+
+def delete(values):
+    kubectl("delete", "node", values["node"], "--ignore-not-found")
+
+
+def main(values):
+    {"leave": leave, "return": back, "describe": describe, "delete": delete}[values["action"]](values)

@@ -1,0 +1,344 @@
+"""Versions, refusals, rules and settings of k3s: what needs no host."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from facts.k3s import ClusterNode, K3sHostState, K3sState, parse_host, parse_state
+from operations import k3s
+from operations.k3s import (
+    Release,
+    _description,
+    _Node,
+    accept_rules,
+    host_faults,
+    number,
+    oracle_chains,
+    refusals,
+)
+from settings import SettingsError, load_fleet
+from settings.secret import Secret
+
+SUM = "a" * 64
+TOKEN = "a-token-of-the-unit-test"
+RELEASE = Release("v1.33.5+k3s1", {"amd64": SUM, "arm64": "b" * 64})
+
+
+def node(role="server", **differs):
+    values = {
+        "role": role, "node_name": "k1", "release": RELEASE, "token": Secret(TOKEN), "config": {"cluster-init": True} if role == "server" else {},
+        "labels": {}, "taints": (), "registries": None, "registry_cas": {}, "join": "", "control": "", "start_seconds": 60, "drain_seconds": 60,
+    }  # fmt: skip
+    return _Node(**{**values, **differs})
+
+
+def state(**differs):
+    return K3sState(**{"architecture": "amd64", **differs})
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- releases and versions -------------------------------------------------------------------------------------------
+
+
+def test_versions_are_compared_as_numbers():
+    assert number("v1.33.10+k3s1") > number("v1.33.9+k3s2")
+    assert number("v1.33.5+k3s2") > number("v1.33.5+k3s1")
+    assert number("unknown") == ()
+
+
+def test_the_program_of_an_architecture_has_its_address():
+    assert RELEASE.program_url("amd64") == f"{k3s.RELEASES}/v1.33.5%2Bk3s1/k3s"
+    assert Release("v1.33.5+k3s1", {"arm64": SUM}, "file:///srv/k3s/").program_url("arm64") == "file:///srv/k3s/v1.33.5%2Bk3s1/k3s-arm64"
+
+
+@pytest.mark.parametrize(
+    ("release", "said"),
+    [
+        (Release("1.33.5", {"amd64": SUM}), "version must be like 'v1.33.5+k3s1', got '1.33.5'"),
+        (Release(1.33, {"amd64": SUM}), "version must be like"),
+        (Release("v1.33.5+k3s1", {}), "sums must hold"),
+        (Release("v1.33.5+k3s1", {"x86_64": SUM}), "must be 'amd64' or 'arm64', got 'x86_64'"),
+        (Release("v1.33.5+k3s1", {"amd64": "abc"}), "sums.amd64 must be 64 hexadecimal digits"),
+        (Release("v1.33.5+k3s1", {"amd64": SUM}, "ftp://x"), "url must be"),
+        (Release("v1.33.5+k3s1", {"amd64": SUM}, "https://user:word@x"), "without an account"),
+        (Release("v1.33.5+k3s1", {"amd64": SUM}, images="x.tar"), "go together"),
+        (Release("v1.33.5+k3s1", {"amd64": SUM}, images="../x.tar", images_sha256=SUM), "images must be the name"),
+    ],
+)
+def test_bad_releases_are_named(release, said):
+    assert any(said in fault for fault in release.faults()), release.faults()
+    assert RELEASE.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("differs", "said"),
+    [
+        ({"node_name": "K1"}, "node_name must be lower-case"),
+        ({"token": Secret("short")}, "token must be a Secret of 16"),
+        ({"token": Secret("with a blank in its midst")}, "token must be"),
+        ({"join": "k1:6443"}, "the server must be like 'https://k1.example.org:6443', got 'k1:6443'"),
+        ({"labels": {"a b": "c"}}, "not a label: 'a b'"),
+        ({"labels": {"a": "ü"}}, "not a label"),
+        ({"taints": ("a:NoWhere",)}, "taints: must be like 'key=value:NoSchedule', got 'a:NoWhere'"),
+        ({"extra": {"token": "x"}}, "config.token: is written by the operation itself"),
+        ({"drain_seconds": 1}, "drain_seconds must be"),
+    ],
+)
+def test_bad_nodes_are_named(differs, said):
+    assert any(said in fault for fault in node(**differs).faults()), node(**differs).faults()
+    assert node().faults() == []
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_host_is_not_refused():
+    assert refusals(node(), state(), None) == []
+
+
+@pytest.mark.parametrize(
+    ("role", "found", "nodes", "said"),
+    [
+        ("server", {"architecture": "riscv64"}, None, "must have a sum for riscv64"),
+        ("server", {"agent_unit": True}, None, "this host is a k3s agent: it must be taken out first"),
+        ("agent", {"server_unit": True}, None, "this host is a k3s server"),
+        ("server", {"begun": True, "datastore": "etcd", "kept_token_sha256": digest("another")}, None, "token: must be the one that the cluster has"),
+        ("server", {"installed": "v1.33.6+k3s1"}, None, "must not go back from v1.33.6+k3s1 to v1.33.5+k3s1"),
+        ("agent", {"installed": "v1.34.0+k3s1"}, None, "must not go back"),
+        ("server", {"installed": "v1.31.9+k3s1"}, None, "one minor version at a time, got v1.33.5+k3s1 after v1.31.9+k3s1: go to v1.32 first"),
+        ("agent", {}, {"s": ClusterNode("v1.32.1+k3s1", ready=True, server=True)}, "an agent must not be newer than a server, got v1.33.5+k3s1 and v1.32.1+k3s1 on s"),
+        ("server", {}, {"w": ClusterNode("v1.29.1+k3s1", ready=True)}, "more than three minor versions ahead of an agent"),
+        ("server", {"installed": "v1.33.4+k3s1"}, {"w": ClusterNode("v1.33.4+k3s1", ready=False)}, "one at a time, and w is not Ready"),
+    ],
+)
+def test_what_a_node_must_not_become_is_refused(role, found, nodes, said):
+    lines = refusals(node(role), state(**found), nodes)
+    assert any(said in line for line in lines), lines
+
+
+def test_what_is_allowed_is_not_refused():
+    kept = {"begun": True, "datastore": "etcd", "kept_token_sha256": digest(TOKEN)}
+    assert refusals(node(), state(installed="v1.32.9+k3s1", **kept), {"w": ClusterNode("v1.31.1+k3s1", ready=True)}) == []
+    assert refusals(node("agent"), state(installed="v1.30.1+k3s1"), {"s": ClusterNode("v1.33.5+k3s1", ready=True, server=True)}) == []
+    # the node itself, while it is restarted, is not one that has to be Ready
+    assert refusals(node(), state(installed="v1.33.4+k3s1"), {"k1": ClusterNode("v1.33.4+k3s1", ready=False)}) == []
+
+
+def test_etcd_is_not_given_up_for_sqlite():
+    kept = {"begun": True, "datastore": "etcd", "kept_token_sha256": digest(TOKEN)}
+    assert any("must stay etcd" in line for line in refusals(node(config={}), state(**kept), None))
+    assert refusals(node(config={"server": "https://k1:6443"}, join="https://k1:6443"), state(**kept), None) == []
+
+
+# --- labels and taints -----------------------------------------------------------------------------------------------
+
+
+def test_only_our_labels_and_taints_are_changed():
+    wanted = node(labels={"a": "1"}, taints=("x=y:NoSchedule",))
+    bare = ClusterNode(labels={"theirs": "2"}, taints=("their:NoExecute",))
+    assert _description(wanted, bare)["owned"] == {}
+    owned = json.dumps({"labels": ["a"], "taints": ["x=y:NoSchedule"]})
+    done = ClusterNode(labels={"theirs": "2", "a": "1"}, taints=("their:NoExecute", "x=y:NoSchedule"), annotations={"hostwright/described": owned})
+    assert _description(wanted, done) == {}
+    assert _description(node(), done)["owned"] == {"labels": ["a"], "taints": ["x=y:NoSchedule"]}
+    assert _description(node(), bare) == {}
+    changed = ClusterNode(labels={"a": "by hand"}, taints=("x=y:NoSchedule",), annotations={"hostwright/described": owned})
+    assert _description(wanted, changed)["labels"] == {"a": "1"}
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_files_that_hold_secrets_are_closed_and_show_none():
+    made = node(registries=Secret("{}"), registry_cas={"r.example.org:5000": "PEM"}, config={"token-file": "/etc/rancher/k3s/token"})
+    files = {entry.path: entry for entry in [*made.before(), *made.started_on()]}
+    assert files["/etc/rancher/k3s/token"].data == (TOKEN + "\n").encode()
+    for name in ("token", "config.yaml", "registries.yaml"):
+        assert files[f"/etc/rancher/k3s/{name}"].mode == "0600"
+    assert files["/etc/rancher/k3s/registries/r.example.org_5000.pem"].content == "PEM"
+    assert TOKEN not in repr(files)
+    assert TOKEN not in made.probe()
+    assert files["/usr/local/bin/k3s"].target == "/usr/local/lib/hostwright/k3s/v1.33.5+k3s1/k3s"
+
+
+def test_labels_and_taints_are_in_a_file_that_restarts_nothing():
+    made = node(labels={"a": "1"}, taints=("x=y:NoSchedule",))
+    described = yaml.safe_load(made.described())
+    assert described == {"node-label": ["a=1"], "node-taint": ["x=y:NoSchedule"]}
+    assert [entry.path for entry in made.before()] == ["/etc/rancher", "/etc/rancher/k3s", "/etc/rancher/k3s/config.yaml.d",
+                                                      "/etc/rancher/k3s/token", "/etc/rancher/k3s/config.yaml.d/50-hostwright-node.yaml"]  # fmt: skip
+    assert made.started_on() == node().started_on()
+
+
+def test_an_agent_does_not_hold_up_the_boot():
+    units = {role: node(role).started_on()[-1].content for role in ("server", "agent")}
+    assert "Type=notify" in units["server"]
+    assert "Type=exec" in units["agent"]
+    assert "KillMode=process" in units["agent"]
+
+
+# --- the host --------------------------------------------------------------------------------------------------------
+
+GOOD = K3sHostState(cgroup=2, controllers=("cpu", "memory"), rules={"INPUT": ["-P INPUT ACCEPT"], "FORWARD": ["-P FORWARD ACCEPT"]})
+ORACLE = ["-P INPUT ACCEPT", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT", "-A INPUT -j REJECT --reject-with icmp-host-prohibited"]
+
+
+def host(**differs):
+    return K3sHostState(**{**GOOD.__dict__, **differs})
+
+
+@pytest.mark.parametrize(
+    ("found", "more", "said"),
+    [
+        ({"cgroup": 1}, {"version": "v1.35.0+k3s1"}, "cgroup version: must be 2 for k3s v1.35.0+k3s1"),
+        ({"cgroup": 2}, {"cgroup_versions": (1,)}, "cgroup version: must be 1, got 2"),
+        ({"controllers": ("cpu",)}, {}, "must have the memory controller, got cpu"),
+        ({"missing": ("br_netfilter",)}, {}, "kernel: must have br_netfilter"),
+        ({"swaps": ("/swapfile",)}, {}, "swap: must be off"),
+        ({"firewalld": True}, {}, "must not be firewalld"),
+        ({"rules": {"INPUT": ORACLE}}, {"ufw": True}, "must be ufw or the rules that Oracle's image came with"),
+        ({"saved_rules": tuple(ORACLE)}, {"ufw": True}, "must be ufw or the rules"),
+    ],
+)
+def test_what_the_host_lacks_is_named(found, more, said):
+    given = {"version": "v1.34.2+k3s1", **more}
+    assert any(said in line for line in host_faults(host(**found), **given)), host_faults(host(**found), **given)
+    assert host_faults(GOOD, "v1.35.0+k3s1") == []
+
+
+def test_what_was_settled_otherwise_is_no_fault():
+    assert host_faults(host(cgroup=1), "v1.34.2+k3s1") == []
+    assert host_faults(host(cgroup=1), "v1.35.0+k3s1", fails_cgroup_v1=False) == []
+    assert host_faults(host(swaps=("/swapfile",)), "v1.34.2+k3s1", allow_swap=True) == []
+    assert host_faults(host(missing=("vxlan",)), "v1.34.2+k3s1", vxlan=False) == []
+    assert host_faults(host(rules={"INPUT": ORACLE}), "v1.34.2+k3s1") == []
+
+
+def test_rules_are_as_iptables_prints_them():
+    rules = accept_rules([(2567, "tcp", ()), (8472, "udp", ("10.0.0.0/8", "fd00::/8"))], ["10.42.0.0/16"])
+    mark = '-m comment --comment "hostwright k3s" -j ACCEPT'
+    assert rules["INPUT"] == [f"-p tcp -m tcp --dport 2567 {mark}", f"-s 10.0.0.0/8 -p udp -m udp --dport 8472 {mark}", f"-s 10.42.0.0/16 {mark}"]
+    assert rules["FORWARD"] == [f"-s 10.42.0.0/16 {mark}", f"-d 10.42.0.0/16 {mark}"]
+    assert oracle_chains(host(rules={"INPUT": ORACLE, "FORWARD": []})) == ["INPUT"]
+
+
+@pytest.mark.parametrize(
+    ("found", "accepted"),
+    [
+        (["-P INPUT ACCEPT", *[f"-A INPUT {rule}" for rule in accept_rules([(1, "tcp", ())], [])["INPUT"]], ORACLE[2]], True),
+        ([ORACLE[2], *[f"-A INPUT {rule}" for rule in accept_rules([(1, "tcp", ())], [])["INPUT"]]], False),
+        ([ORACLE[2]], False),
+        ([*[f"-A INPUT {rule}" for rule in accept_rules([(1, "tcp", ()), (2, "tcp", ())], [])["INPUT"]], ORACLE[2]], False),
+    ],
+)
+def test_rules_count_only_in_front_of_the_reject(found, accepted):
+    assert k3s._accepted(host(rules={"INPUT": found}), {"INPUT": accept_rules([(1, "tcp", ())], [])["INPUT"]}) is accepted
+
+
+def saved_lines(lines, chain, wanted):
+    names: dict = {}
+    exec(Path(k3s.__file__).parents[1].joinpath("files/k3s/accept.py").read_text(), names)
+    return names["saved"](lines, chain, wanted)
+
+
+def test_saved_rules_are_put_before_the_reject_of_the_filter_table():
+    text = ["*nat", ":INPUT ACCEPT", "COMMIT", "*filter", "-A INPUT -i lo -j ACCEPT", "-A INPUT -j REJECT --reject-with x", "-A FORWARD -j REJECT", "COMMIT"]
+    once = saved_lines(text, "INPUT", ['-p tcp -m comment --comment "hostwright k3s" -j ACCEPT'])
+    assert once == [*text[:5], '-A INPUT -p tcp -m comment --comment "hostwright k3s" -j ACCEPT', *text[5:]]
+    assert saved_lines(once, "INPUT", []) == text
+    assert saved_lines(["*filter", "COMMIT"], "FORWARD", ["-j ACCEPT"]) == ["*filter", "-A FORWARD -j ACCEPT", "COMMIT"]
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+def test_facts_are_read():
+    about = {"version": "v1", "architecture": "amd64", "ready": True, "schedulable": True, "labels": {}, "annotations": {}, "taints": ["a:NoExecute"], "server": True}
+    plain = {field: getattr(K3sState(), field) for field in K3sState.__dataclass_fields__}
+    found = parse_state(json.dumps({**plain, "snapshots": ["one"], "nodes": {"k1": about}}))
+    assert found.nodes == {"k1": ClusterNode(**{**about, "taints": ("a:NoExecute",)})}
+    assert found.snapshots == ("one",)
+    assert parse_state(json.dumps({**plain, "snapshots": [], "nodes": None})).nodes is None
+    assert parse_host(json.dumps({"cgroup": 2, "controllers": ["memory"], "rules": {"INPUT": []}})).controllers == ("memory",)
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+DATA = {"k3s_version": "v1.33.5+k3s1", "k3s_sums": {"amd64": SUM}, "k3s_token": "env:HOSTWRIGHT_TEST_TOKEN", "backup_password": "env:HOSTWRIGHT_TEST_TOKEN"}
+
+
+def fleet(*hosts, **all_data):
+    listed = [(name, [f"k3s_{role}"], {**DATA, "ssh_hostname": name, **all_data, **data}) for name, role, data in hosts]
+    return load_fleet(listed)
+
+
+def faults(*hosts, **all_data):
+    with pytest.raises(SettingsError) as caught:
+        fleet(*hosts, **all_data)
+    return str(caught.value)
+
+
+def test_one_server_needs_little():
+    made = fleet(("k1", "server", {}))["k1"]
+    assert made.k3s.role == "server"
+    assert {(port.port, port.sources) for port in made.k3s.ports()} == {(6443, ("10.42.0.0/16",)), (10250, ("10.42.0.0/16",))}
+
+
+def test_nodes_are_open_to_nodes_and_the_rest_to_who_is_declared():
+    common = {"k3s_node_networks": ["10.0.0.0/24"], "k3s_api_networks": ["192.0.2.0/24"], "k3s_public_ports": [{"port": 2567, "why": "Colyseus"}], "k3s_url": "https://10.0.0.1:6443"}
+    made = fleet(("k1", "server", {}), ("w1", "agent", {}), **common)
+    ports = {(port.port, port.proto): port.sources for port in made["k1"].k3s.ports()}
+    assert ports[6443, "tcp"] == ("192.0.2.0/24", "10.0.0.0/24", "10.42.0.0/16")
+    assert ports[8472, "udp"] == ports[2379, "tcp"] == ("10.0.0.0/24",)
+    assert ports[2567, "tcp"] == ()
+    agent = {(port.port, port.proto) for port in made["w1"].k3s.ports()}
+    assert agent == {(10250, "tcp"), (8472, "udp"), (2567, "tcp")}
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"k3s_version": ""}, "k3s_version: is required on the nodes of a cluster"),
+        ({"k3s_version": "1.33"}, "must be a version such as 'v1.33.5+k3s1'"),
+        ({"k3s_sums": {"amd64": "x"}}, "must be a sha256"),
+        ({"k3s_api_networks": ["0.0.0.0/0"]}, "must not be everybody"),
+        ({"k3s_config": {"write-kubeconfig-mode": "0644"}}, "the kubeconfig is root's alone (0600)"),
+        ({"k3s_config": {"tls-san": []}}, "must be set by k3s_tls_san"),
+        ({"k3s_public_ports": [{"port": 32017, "why": "MongoDB"}]}, "must not be a NodePort while k3s_node_ports_closed"),
+        ({"k3s_service_cidr": "10.42.128.0/17"}, "must not overlap k3s_cluster_cidr"),
+        ({"k3s_images": "a.tar"}, "goes with k3s_images"),
+        ({"k3s_taints": ["a"]}, "must be like 'judge0=only:NoSchedule'"),
+        ({"base_swap_size_mb": 1024}, "base_swap_size_mb: must be 0 on a node of k3s"),
+        ({"base_sysctl": {"net.ipv4.ip_forward": "0"}}, "must not be 0: containers need it"),
+        ({"k3s_registries": {"https://ghcr.io": {}}}, "must be the name of a registry"),
+    ],
+)
+def test_bad_settings_are_named(data, said):
+    assert said in faults(("k1", "server", data))
+
+
+def test_a_short_token_is_refused_without_being_shown(monkeypatch):
+    monkeypatch.setenv("SHORT", "tooshort")
+    from settings import load_host
+
+    with pytest.raises(SettingsError) as caught:
+        load_host("k1", ["k3s_server"], {**DATA, "k3s_token": "env:SHORT", "backup_enabled": False})
+    assert "must be 16 to 128 letters" in str(caught.value)
+    assert "tooshort" not in str(caught.value)
+
+
+def test_rules_between_nodes():
+    assert "an agent needs a host in k3s_server" in faults(("w1", "agent", {}), k3s_url="https://k1:6443")
+    two = (("k1", "server", {}), ("k2", "server", {}))
+    assert "k3s_first_server: is required with several servers: one of k1, k2" in faults(*two, k3s_url="https://k1:6443")
+    assert "must be a host of k3s_server: k1, k2 on hosts k1, k2, got 'k9'" in faults(*two, k3s_url="https://k1:6443", k3s_first_server="k9")
+    assert "k3s_url: is required with several nodes" in faults(*two, k3s_first_server="k1")
+    assert "must be etcd with several servers" in faults(*two, k3s_url="https://k1:6443", k3s_first_server="k1", k3s_datastore="sqlite")
+    assert "must be the same on all nodes" in faults(("k1", "server", {"k3s_url": "https://a:1"}), ("k2", "server", {}), k3s_url="https://k1:6443", k3s_first_server="k1")
+    assert fleet(*two, k3s_url="https://k1:6443", k3s_first_server="k1")
