@@ -14,8 +14,9 @@ from operations.k3s import SNAPSHOTS
 from tests.lab import images, k3s
 from tests.lab.hosts import LabHost
 from tests.lab.k3s import Cluster, Mirror
+from tests.lab.kill import Point, kill_run
 from tests.lab.lab import Lab
-from tests.lab.provision import Run
+from tests.lab.provision import Run, command_line
 from tests.lab.state import run, wait_for
 
 pytestmark = pytest.mark.soak
@@ -90,11 +91,12 @@ class Site:
         return self._provision(self.host, self.text(**arguments), dry=dry)
 
     def run_agent(self, dry: bool = False, **arguments: Any) -> Run:
+        return self._provision([self.host, self.worker], self.agent_text(**arguments), dry=dry)
+
+    def agent_text(self, **arguments: Any) -> str:
         assert self.worker is not None
-        text = f"from pyinfra import host\nif host.name == {self.worker.name!r}:\n" + "".join(
-            f"    {line}\n" for line in self.text("agent", join=f"https://{self.host.address}:6443", control=self.host.name, **arguments).splitlines()
-        )
-        return self._provision([self.host, self.worker], text, dry=dry)
+        lines = self.text("agent", join=f"https://{self.host.address}:6443", control=self.host.name, **arguments).splitlines()
+        return f"from pyinfra import host\nif host.name == {self.worker.name!r}:\n" + "".join(f"    {line}\n" for line in lines)
 
     def operation(self, call: str, dry: bool = False, host: LabHost | None = None) -> Run:
         text = f"from operations import k3s\nfrom settings.secret import Secret\nk3s.{call}\n"
@@ -360,6 +362,30 @@ def test_a_node_that_a_killed_upgrade_left_out_of_service_comes_back(site):
     site.cluster.kubectl("cordon", "t-k3s-agent")  # by hand: none of our business
     assert site.run_agent(labels={"disk": "fast"}).changed == []
     site.cluster.kubectl("uncordon", "t-k3s-agent")
+
+
+def test_an_upgrade_that_is_killed_is_finished_by_the_next_run(site, tmp_path):
+    """At points from the download over the drain to the restart, each kill on top of what the one before left."""
+    site.version = MINOR
+    for number, seconds in enumerate((2, 6, 11, 17)):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        kill_run(command_line(scratch, site.host, site.text()), {}, Point(0, seconds))
+    done = site.run()
+    assert done.ok, done
+    assert site.run().changed == []
+    for number, seconds in enumerate((3, 9)):
+        scratch = tmp_path / f"agent-{number}"
+        scratch.mkdir()
+        kill_run(command_line(scratch, [site.host, site.worker], site.agent_text(labels={"disk": "fast"})), {}, Point(0, seconds))
+    done = site.run_agent(labels={"disk": "fast"})
+    assert done.ok, done
+    assert site.run_agent(labels={"disk": "fast"}).changed == []
+    found = site.nodes()
+    assert {one["status"]["nodeInfo"]["kubeletVersion"] for one in found.values()} == {k3s.versions()[MINOR]}
+    assert not any(one["spec"].get("unschedulable") for one in found.values())
+    left = site.host.run("find /usr/local/lib/hostwright/k3s /etc/rancher /usr/local/bin -name '.*'").stdout
+    assert left == "", left
 
 
 # --- snapshots -------------------------------------------------------------------------------------------------------

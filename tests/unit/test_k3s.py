@@ -342,3 +342,152 @@ def test_rules_between_nodes():
     assert "must be etcd with several servers" in faults(*two, k3s_url="https://k1:6443", k3s_first_server="k1", k3s_datastore="sqlite")
     assert "must be the same on all nodes" in faults(("k1", "server", {"k3s_url": "https://a:1"}), ("k2", "server", {}), k3s_url="https://k1:6443", k3s_first_server="k1")
     assert fleet(*two, k3s_url="https://k1:6443", k3s_first_server="k1")
+
+
+# --- the programs of files/k3s, run here -------------------------------------------------------------------------------
+
+
+def program(name):
+    names: dict = {"__name__": name}
+    exec(compile(Path(k3s.__file__).parents[1].joinpath(f"files/k3s/{name}.py").read_text(), name, "exec"), names)
+    return names
+
+
+class Cluster:
+    """Answers files/k3s/node.py as kubectl would."""
+
+    def __init__(self, *pods, budgets=(), others=True, cordoned=False, drains=True, annotations=None):
+        self.said: list[str] = []
+        ready = {"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"kubeletVersion": "v1.33.5+k3s1"}}
+        self.node = {"metadata": {"name": "w1", "annotations": annotations or {}}, "spec": {"unschedulable": cordoned}, "status": ready}
+        nodes = [self.node, *([{"metadata": {"name": "w2"}, "spec": {}, "status": ready}] if others else [])]
+        self.lists = {"node": self.node, "nodes": {"items": nodes}, "pods": {"items": list(pods)}, "poddisruptionbudgets": {"items": list(budgets)}}
+        self.drains = drains
+
+    def __call__(self, *words, check=True, seconds=60):
+        if words[0] == "get":
+            return type("Done", (), {"stdout": json.dumps(self.lists[words[1]]).encode(), "stderr": b"", "returncode": 0})
+        self.said.append(" ".join(words[:3]))
+        failed = words[0] == "drain" and not self.drains
+        return type("Done", (), {"stdout": b"", "stderr": b"Warning: x\nerror: it stays" if failed else b"", "returncode": int(failed)})
+
+
+def pod(pod_name, owner="ReplicaSet", app="web"):
+    owners = [{"kind": owner}] if owner else []
+    return {"metadata": {"name": pod_name, "namespace": "shop", "labels": {"app": app}, "ownerReferences": owners}, "status": {"phase": "Running"}}
+
+
+def budget(expected, needed, app="web"):
+    return {"metadata": {"name": "pdb", "namespace": "shop"}, "spec": {"selector": {"matchLabels": {"app": app}}},
+            "status": {"expectedPods": expected, "desiredHealthy": needed}}  # fmt: skip
+
+
+def leave(cluster):
+    names = program("node")
+    names["kubectl"] = cluster
+    names["main"]({"action": "leave", "node": "w1", "seconds": 10, "reason": "test"})
+
+
+def test_a_node_is_cordoned_marked_and_drained():
+    cluster = Cluster(pod("web-1"), budgets=[budget(2, 1)])
+    leave(cluster)
+    assert cluster.said == ["annotate --overwrite node", "cordon w1", "drain w1 --ignore-daemonsets"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        (Cluster(pod("web-1"), budgets=[budget(2, 2)]), "PodDisruptionBudget shop/pdb allows no disruption even when all is well (2 pods, 2 must be healthy)"),
+        (Cluster(pod("db-0", "StatefulSet", "db"), budgets=[budget(1, 1, "db")]), "(1 pods, 1 must be healthy)"),
+        (Cluster(pod("alone", owner="")), "pod shop/alone belongs to nobody"),
+    ],
+)
+def test_what_would_block_a_drain_is_said_before_anything_is_done(cluster, said, capsys):
+    with pytest.raises(SystemExit):
+        leave(cluster)
+    assert said in capsys.readouterr().err
+    assert cluster.said == []
+
+
+def test_budgets_of_other_pods_and_pods_of_the_node_itself_block_nothing():
+    cluster = Cluster(pod("web-1"), pod("log", "DaemonSet", "db"), budgets=[budget(1, 1, "db"), budget(0, 0)])
+    leave(cluster)
+    assert "cordon w1" in cluster.said
+
+
+def test_the_only_node_is_not_drained(capsys):
+    cluster = Cluster(pod("web-1"), budgets=[budget(1, 1)], others=False)
+    leave(cluster)
+    assert cluster.said == []
+    assert "they run on while k3s restarts" in capsys.readouterr().out
+
+
+def test_a_drain_that_fails_gives_the_node_back(capsys):
+    cluster = Cluster(pod("web-1"), drains=False)
+    with pytest.raises(SystemExit):
+        leave(cluster)
+    assert cluster.said[-2:] == ["uncordon w1", "annotate node w1"]
+    assert "error: it stays" in capsys.readouterr().err
+    by_hand = Cluster(pod("web-1"), drains=False, cordoned=True)
+    with pytest.raises(SystemExit):
+        leave(by_hand)
+    assert by_hand.said == ["cordon w1", "drain w1 --ignore-daemonsets"]
+
+
+def test_only_what_we_took_out_comes_back():
+    for annotations, said in (({"hostwright/out-of-service": "x"}, ["uncordon w1", "annotate node w1"]), ({}, [])):
+        cluster, names = Cluster(annotations=annotations), program("node")
+        names["kubectl"] = cluster
+        names["main"]({"action": "return", "node": "w1", "version": "v1.33.5+k3s1", "seconds": 1})
+        assert cluster.said == said
+
+
+def test_a_node_that_is_not_on_its_version_is_said(capsys):
+    names = program("node")
+    names["kubectl"] = Cluster()
+    with pytest.raises(SystemExit):
+        names["main"]({"action": "return", "node": "w1", "version": "v1.34.0+k3s1", "seconds": 0})
+    assert "must be Ready with v1.34.0+k3s1 within 0 s, is Ready, version v1.33.5+k3s1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "sum_of", "runs_as", "said"),
+    [
+        (b"#!/bin/sh\necho k3s version v1.33.5+k3s1 '(x)'\n", None, "v1.33.5+k3s1", ""),
+        (b"#!/bin/sh\necho k3s version v1.33.4+k3s1 '(x)'\n", None, "v1.33.5+k3s1", "must be k3s v1.33.5+k3s1, says"),
+        (b"#!/bin/sh\necho k3s version v1.33.5+k3s10 '(x)'\n", None, "v1.33.5+k3s1", "must be k3s v1.33.5+k3s1, says"),
+        (b"not a program", None, "v1.33.5+k3s1", "does not run on this host"),
+        (b"other", b"bytes", "", "sha256 must be"),
+        (None, b"bytes", "", "cannot be fetched"),
+    ],
+)
+def test_only_the_pinned_program_that_says_its_version_is_put_in_place(tmp_path, capsys, content, sum_of, runs_as, said):
+    source, target = tmp_path / "k3s", tmp_path / "place" / "k3s"
+    if content is not None:
+        source.write_bytes(content)
+    wanted = hashlib.sha256(sum_of or content).hexdigest()
+    values = {"url": f"file://{source}", "sha256": wanted, "path": str(target), "mode": "0755", "runs_as": runs_as, "seconds": 30}
+    if not said:
+        program("download")["main"](values)
+        assert target.read_bytes() == content
+        assert target.stat().st_mode & 0o777 == 0o755
+    else:
+        with pytest.raises(SystemExit):
+            program("download")["main"](values)
+        err = capsys.readouterr().err
+        assert said in err
+        assert "nothing was installed" in err
+    assert [entry.name for entry in target.parent.iterdir()] == ([] if said else ["k3s"])
+
+
+def test_a_damaged_snapshot_is_known(tmp_path, capsys):
+    content = bytes(8192)
+    good = tmp_path / "good"
+    good.write_bytes(content + hashlib.sha256(content).digest())
+    check = program("restore")["check"]
+    check(str(good))
+    for name, spoilt in (("cut", good.read_bytes()[:5000]), ("other", b"x" + good.read_bytes()[1:])):
+        (tmp_path / name).write_bytes(spoilt)
+        with pytest.raises(SystemExit):
+            check(str(tmp_path / name))
+        assert "is damaged: its sum is not right; nothing was stopped" in capsys.readouterr().err
