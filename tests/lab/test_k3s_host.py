@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +15,7 @@ from tests.lab import images, k3s
 from tests.lab.hosts import LabHost
 from tests.lab.k3s import Cluster, Mirror
 from tests.lab.lab import Lab
-from tests.lab.provision import Run
+from tests.lab.provision import Run, command_line
 from tests.lab.state import REPOSITORY, wait_for
 
 pytestmark = pytest.mark.soak
@@ -161,6 +164,16 @@ def test_a_bare_host_becomes_a_cluster_and_the_second_run_changes_nothing(bare):
     assert second.changed == []
     assert bare.host.run("systemctl show -p InvocationID --value k3s").stdout == life
     assert not any(secret in text for secret in ENV.values() for text in (first.stdout, first.stderr, second.stdout, second.stderr))
+
+
+def test_the_checks_for_production_pass(bare, tmp_path):
+    command_line(tmp_path, bare.host, DEPLOY, data=bare.data, groups={"k3s_server": [bare.host]})
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/verify/test_k3s.py", "--inventory", str(tmp_path / "inventory.py")],
+        cwd=REPOSITORY, env={**os.environ, **ENV, "REGISTRY_PASSWORD": bare.registry.password}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "4 passed" in done.stdout
 
 
 def test_what_is_declared_is_reached_from_outside_and_nothing_else_is(bare, stranger):
