@@ -117,6 +117,22 @@ def test_preflight_names_what_the_host_lacks(oracle, provision):
     assert "must be ufw or the rules that Oracle's image came with" in both.stderr
 
 
+def test_a_release_without_a_sum_for_the_architecture_is_refused(lab, provision):
+    host = lab.host("t-k3s-arm64", architecture="arm64")
+    try:
+        text = (
+            "from operations import k3s\nfrom operations.k3s import Release\nfrom settings.secret import Secret\n"
+            f"k3s.server('a1', Release('v1.33.4+k3s1', {{'amd64': {'a' * 64!r}}}), token=Secret('canary-token-0123456789'), name='Run k3s')\n"
+        )
+        done = provision(host, text)
+        assert not done.ok
+        assert "k3s v1.33.4+k3s1: must have a sum for arm64, has them for amd64" in done.stderr, done
+        assert not host.exists("/usr/local/bin/k3s")
+        assert not host.exists("/etc/rancher")
+    finally:
+        lab.destroy(host)
+
+
 # --- the whole deploy ------------------------------------------------------------------------------------------------
 
 

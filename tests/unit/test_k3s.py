@@ -491,3 +491,92 @@ def test_a_damaged_snapshot_is_known(tmp_path, capsys):
         with pytest.raises(SystemExit):
             check(str(tmp_path / name))
         assert "is damaged: its sum is not right; nothing was stopped" in capsys.readouterr().err
+
+
+# --- the order of one node's steps -------------------------------------------------------------------------------------
+
+
+class Steps:
+    """Runs ``_converge`` with facts and files made up, and names what it would do, in order."""
+
+    def __init__(self, monkeypatch, found, nodes=None, files=(), starts=False, executing=True):
+        self.found, self.nodes, self.logged = found, nodes, []
+        monkeypatch.setattr(k3s, "host", self)
+        monkeypatch.setattr(k3s, "run_state", type("State", (), {"is_executing": executing}))
+        monkeypatch.setattr(k3s, "_held_back", lambda: [])
+        monkeypatch.setattr(k3s, "_cluster", lambda _node, _own=None: self.nodes)
+        monkeypatch.setattr(k3s.preflight, "refused", lambda lines: iter([f"refused: {lines[0]}"]))
+        monkeypatch.setattr(k3s.fileset.files, "_inner", lambda entries, unit=None, **_: iter([f"files {unit}"] if unit in files else []))
+        monkeypatch.setattr(k3s.unit_operation.unit, "_inner", lambda **_: iter(["start"] if starts else []))
+        monkeypatch.setattr(k3s.script, "python", lambda program, values: f"{program} {values.get('action') or values.get('url', '').rpartition('/')[2]}")
+        monkeypatch.setattr(k3s.script, "run", lambda program, **_: program)
+
+    def get_fact(self, *_words, **_more):
+        return self.found
+
+    def noop(self, text):
+        self.logged.append(text)
+
+    def take(self, wanted):
+        def named(command):
+            if isinstance(command, str):
+                return command
+            if hasattr(command, "function"):
+                first, _control, undo, _on = command.args
+                return f"{named(first)} else {named(undo)}" if undo else named(first)
+            return command.get_raw_value()
+
+        return [named(command) for command in k3s._converge(wanted)]
+
+
+RUNS = {"installed": "v1.33.5+k3s1", "program_sha256": SUM, "begun": True, "joined": True, "datastore": "etcd", "active": True,
+        "kept_token_sha256": digest(TOKEN), "snapshots": ("one",), "server_unit": True}  # fmt: skip
+READY = ClusterNode("v1.33.5+k3s1", ready=True, server=True)
+
+
+def test_a_first_start_fetches_writes_starts_and_takes_a_snapshot(monkeypatch):
+    steps = Steps(monkeypatch, state(), {"k1": READY}, files=(None, "k3s.service"), starts=True)
+    assert steps.take(node()) == ["k3s/download.py k3s", "files None", "files k3s.service", "start", "/usr/local/bin/k3s etcd-snapshot save --name first"]
+
+
+def test_a_node_as_wanted_is_left_alone(monkeypatch):
+    steps = Steps(monkeypatch, state(**RUNS), {"k1": READY})
+    assert steps.take(node()) == []
+    assert steps.logged == ["k3s server v1.33.5+k3s1 runs as wanted"]
+
+
+def test_an_upgrade_snapshots_drains_switches_and_comes_back(monkeypatch):
+    found = state(**{**RUNS, "installed": "v1.33.4+k3s1", "program_sha256": ""})
+    steps = Steps(monkeypatch, found, {"k1": READY}, files=("k3s.service",))
+    assert steps.take(node()) == [
+        "k3s/download.py k3s",
+        "/usr/local/bin/k3s etcd-snapshot save --name before-v1.33.5-k3s1",
+        "k3s/node.py leave",
+        "files k3s.service else k3s/node.py return",
+        "k3s/node.py return",
+        "k3s/tidy.sh",
+    ]
+
+
+def test_an_agent_takes_no_snapshot(monkeypatch):
+    found = state(installed="v1.33.4+k3s1", program_sha256=SUM, joined=True, active=True, agent_unit=True)
+    steps = Steps(monkeypatch, found, {"k1": ClusterNode("v1.33.4+k3s1", ready=True), "s": READY}, files=("k3s-agent.service",))
+    assert steps.take(node("agent", control="s", join="https://s:6443")) == [
+        "k3s/node.py leave", "files k3s-agent.service else k3s/node.py return", "k3s/node.py return", "k3s/tidy.sh"]  # fmt: skip
+
+
+def test_a_node_left_out_of_service_by_a_killed_run_comes_back(monkeypatch):
+    left = ClusterNode("v1.33.5+k3s1", ready=True, schedulable=False, server=True, annotations={"hostwright/out-of-service": "x"})
+    assert Steps(monkeypatch, state(**RUNS), {"k1": left}).take(node()) == ["k3s/node.py return"]
+
+
+def test_labels_alone_restart_nothing(monkeypatch):
+    steps = Steps(monkeypatch, state(**RUNS), {"k1": READY}, files=(None,))
+    assert steps.take(node(labels={"a": "1"})) == ["files None", "k3s/node.py describe"]
+
+
+def test_an_agent_whose_server_is_silent_is_not_touched(monkeypatch):
+    steps = Steps(monkeypatch, state(), None, files=(None,))
+    assert steps.take(node("agent", control="s", join="https://s:6443")) == ["refused: the server s must answer `k3s kubectl get nodes`, it does not"]
+    planned = Steps(monkeypatch, state(), None, files=(None,), executing=False)
+    assert planned.take(node("agent", control="s", join="https://s:6443"))[0] == "k3s/download.py k3s"
