@@ -52,7 +52,7 @@ _LABEL_VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?
 _TAINT = re.compile(r"[^\s=:]+(?:=[^\s=:]*)?:(?:NoSchedule|PreferNoSchedule|NoExecute)")
 _URL = re.compile(r"(?:https?://[^\s/@]+(?:/[^\s]*)?|file:///[^\s]+)")
 _SERVER_URL = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-f:]+\]):\d+")
-_TOKEN = re.compile(r"[A-Za-z0-9._-]{16,128}")
+_TOKEN = re.compile(r"(?!K10)[A-Za-z0-9._-]{16,128}")  # K10… would be read as the secure form
 # What the operation itself writes into config.yaml.
 _OWN_KEYS = {"token", "token-file", "server", "cluster-init", "node-name", "node-label", "node-taint", "write-kubeconfig", "write-kubeconfig-mode",
              "data-dir", "config", "cluster-reset", "cluster-reset-restore-path", "agent-token"}  # fmt: skip
@@ -345,8 +345,7 @@ def _converge(node: _Node) -> Generator[StringCommand | FunctionCommand, None, N
     back = {"action": "return", "seconds": node.start_seconds}
     if is_upgrade:
         if state.datastore == "etcd" and state.active:
-            label = re.sub(r"[^a-z0-9.]+", "-", f"before-{release.version}")
-            yield StringCommand(LINK, "etcd-snapshot", "save", "--name", label)
+            yield _snapshot("before-upgrade", keep=3)
         yield _on_control(node, action="leave", seconds=node.drain_seconds, reason=f"upgrade-to-{release.version.replace('+', '-')}")
     for command in fileset.files._inner(
         entries=node.started_on(), unit=node.unit, action="restart", probe=node.probe(), probe_seconds=node.start_seconds, settle_seconds=5
@@ -372,11 +371,17 @@ def _converge(node: _Node) -> Generator[StringCommand | FunctionCommand, None, N
     if "cluster-init" in node.config and not state.snapshots:
         # backups copy snapshots away, and the first scheduled one is hours off
         changed = True
-        yield StringCommand(LINK, "etcd-snapshot", "save", "--name", "first")
+        yield _snapshot("first", keep=1)
     if is_upgrade:
         yield script.run("k3s/tidy.sh", programs=PROGRAMS, keep=f"{release.version} {state.installed}")
     if not changed:
         host.noop(f"k3s {node.role} {release.version} runs as wanted")
+
+
+def _snapshot(label: str, keep: int) -> StringCommand:
+    """k3s drops old snapshots only of those that it takes by itself."""
+    save = shlex.join([LINK, "etcd-snapshot", "save", "--name", label])
+    return StringCommand(f"{save} && {shlex.join([LINK, 'etcd-snapshot', 'prune', '--name', label, '--snapshot-retention', str(keep)])}")
 
 
 def _fetch(node: _Node, state: K3sState) -> Generator[StringCommand, None, None]:
@@ -548,15 +553,18 @@ def rotate_token(old: Secret, new: Secret, api_port: int = 6443) -> Generator[St
 
 
 @operation(is_idempotent=False)
-def snapshot(label: str = "on-demand") -> Generator[StringCommand, None, None]:
+def snapshot(label: str = "on-demand", keep: int = 5) -> Generator[StringCommand, None, None]:
     """
     Take a snapshot of etcd now, on a server; it stands in ``/var/lib/rancher/k3s/server/db/snapshots``.
 
     + label: what its name begins with
+    + keep: how many of that name stay, newest first
     """
+    if not isinstance(keep, int) or keep < 1:
+        raise OperationValueError(f"k3s.snapshot: keep must be at least 1, got {keep!r}")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,60}", label):
         raise OperationValueError(f"k3s.snapshot: label must be lower-case letters, digits, '-' and '.', got {label!r}")
-    yield script.Told(shlex.join([LINK, "etcd-snapshot", "save", "--name", label]))
+    yield script.Told(_snapshot(label, keep).get_raw_value())
 
 
 @operation(is_idempotent=False)

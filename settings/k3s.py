@@ -29,8 +29,8 @@ Url = Annotated[str, matching(r"https?://[^\s/@]+(?:/[^\s]*)?", "must be an http
 
 
 def _token(value: Secret) -> Secret:
-    if value.resolved and not re.fullmatch(r"[A-Za-z0-9._-]{16,128}", value.unmask()):
-        raise broken("must be 16 to 128 letters, digits, '.', '_' and '-'", "openssl rand -hex 32 makes one", show=False)
+    if value.resolved and not re.fullmatch(r"(?!K10)[A-Za-z0-9._-]{16,128}", value.unmask()):
+        raise broken("must be 16 to 128 letters, digits, '.', '_' and '-', and not begin with K10", "openssl rand -hex 32 makes one", show=False)
     return value
 
 

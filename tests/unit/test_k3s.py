@@ -81,6 +81,7 @@ def test_bad_releases_are_named(release, said):
     [
         ({"node_name": "K1"}, "node_name must be lower-case"),
         ({"token": Secret("short")}, "token must be a Secret of 16"),
+        ({"token": Secret("K10abcdef0123456789")}, "token must be"),
         ({"token": Secret("with a blank in its midst")}, "token must be"),
         ({"join": "k1:6443"}, "the server must be like 'https://k1.example.org:6443', got 'k1:6443'"),
         ({"labels": {"a b": "c"}}, "not a label: 'a b'"),
@@ -536,7 +537,7 @@ READY = ClusterNode("v1.33.5+k3s1", ready=True, server=True)
 
 def test_a_first_start_fetches_writes_starts_and_takes_a_snapshot(monkeypatch):
     steps = Steps(monkeypatch, state(), {"k1": READY}, files=(None, "k3s.service"), starts=True)
-    assert steps.take(node()) == ["k3s/download.py k3s", "files None", "files k3s.service", "start", "/usr/local/bin/k3s etcd-snapshot save --name first"]
+    assert steps.take(node()) == ["k3s/download.py k3s", "files None", "files k3s.service", "start", "/usr/local/bin/k3s etcd-snapshot save --name first && /usr/local/bin/k3s etcd-snapshot prune --name first --snapshot-retention 1"]
 
 
 def test_a_node_as_wanted_is_left_alone(monkeypatch):
@@ -550,7 +551,7 @@ def test_an_upgrade_snapshots_drains_switches_and_comes_back(monkeypatch):
     steps = Steps(monkeypatch, found, {"k1": READY}, files=("k3s.service",))
     assert steps.take(node()) == [
         "k3s/download.py k3s",
-        "/usr/local/bin/k3s etcd-snapshot save --name before-v1.33.5-k3s1",
+        "/usr/local/bin/k3s etcd-snapshot save --name before-upgrade && /usr/local/bin/k3s etcd-snapshot prune --name before-upgrade --snapshot-retention 3",
         "k3s/node.py leave",
         "files k3s.service else k3s/node.py return",
         "k3s/node.py return",

@@ -244,16 +244,17 @@ def snapshot(words: list[str]) -> None:
             fail(f"see server log for details: {error}")
         os.chmod(f"{place}/{name}.part", 0o600)
         os.rename(f"{place}/{name}.part", f"{place}/{name}")
-        keep = int(str(given.get("etcd-snapshot-retention", 5)))
-        mine = [one for one in _snapshots() if one.rsplit("-", 1)[0] == name.rsplit("-", 1)[0]]
-        for old in mine[:-keep]:
-            os.unlink(f"{place}/{old}")
         say("info", f"Snapshot {name} saved.")
     elif verb in ("ls", "list"):
         print("Name Location Size Created")
         for name in _snapshots():
             about = os.stat(f"{place}/{name}")
             print(f"{name} file://{place}/{name} {about.st_size} {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(about.st_mtime))}")
+    elif verb == "prune":
+        base = f"{given.get('name') or given.get('etcd-snapshot-name') or 'etcd-snapshot'}-"
+        mine = sorted((one for one in _snapshots() if one.startswith(base)), key=lambda one: os.stat(f"{place}/{one}").st_mtime)
+        for old in mine[: -int(str(given.get("snapshot-retention") or given.get("etcd-snapshot-retention") or 5))]:
+            os.unlink(f"{place}/{old}")
     elif verb == "delete":
         for name in names:
             if name not in _snapshots():
