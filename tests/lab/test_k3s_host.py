@@ -80,8 +80,9 @@ def test_accepts_go_before_the_rejects_now_and_at_boot_and_nothing_else_is_touch
     assert reached()
     assert provision(oracle, accept(ports)).changed == []
 
-    oracle.run("iptables -D INPUT $(iptables -S INPUT | grep -n 'dport 2567' | cut -d: -f1 | awk '{print $1-1}')")
-    oracle.run("iptables -A INPUT -p tcp -m tcp --dport 2567 -m comment --comment 'hostwright k3s' -j ACCEPT")  # behind the REJECT
+    rule = "INPUT -p tcp -m tcp --dport 2567 -m comment --comment 'hostwright k3s' -j ACCEPT"
+    oracle.run(f"iptables -D {rule}")
+    oracle.run(f"iptables -A {rule}")  # behind the REJECT
     assert not reached()
     assert provision(oracle, accept(ports)).changed == ["Accept"]
     assert reached()

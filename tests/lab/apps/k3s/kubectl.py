@@ -46,8 +46,7 @@ def main(words: list[str]) -> None:
         return
     if not any(word.startswith("--kubeconfig") for word in words) and "KUBECONFIG" not in os.environ:
         os.environ["KUBECONFIG"] = f"{ETC}/k3s.yaml"
-    verb = next((word for word in words if not word.startswith("-")), "")
-    if verb not in ("apply", "create", "replace", "diff", "delete"):
+    if not {"apply", "create", "replace", "diff", "delete"} & set(words):
         call(f"{BIN}/kubectl", *words)
     with tempfile.TemporaryDirectory(prefix="k3s-lab-") as scratch:
         changed, at = list(words), 0
