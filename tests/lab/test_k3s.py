@@ -19,7 +19,7 @@ from tests.lab.lab import Lab
 from tests.lab.provision import Run, command_line
 from tests.lab.state import run, wait_for
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 TOKEN, NEXT_TOKEN = "canary-token-of-the-cluster-0123456789", "canary-next-token-of-it-9876543210"
 PATCH, NEXT, MINOR, FAR = range(4)  # in k3s.versions(): patch release, the one after it, next minor, one that leaves a minor out

@@ -18,7 +18,7 @@ from tests.lab.lab import Lab
 from tests.lab.provision import Run, command_line
 from tests.lab.state import REPOSITORY, wait_for
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 DEPLOY = REPOSITORY / "deploy.py"
 ENV = {"K3S_TOKEN": "canary-token-of-this-cluster-01234", "BACKUP_PASSWORD": "canary-password-of-the-copies"}
