@@ -183,6 +183,7 @@ class _Node:
             Symlink(LINK, self.program),
             File(f"{ETC}/config.yaml", _yaml(self.config), mode="0600"),
             File(registries, self.registries, mode="0600") if self.registries else Absent(registries),
+            Absent(f"/etc/systemd/system/{self.unit}.env"),  # k3s's own installer leaves the token there
             *(File(ca_path(name), text) for name, text in sorted(self.registry_cas.items())),
             File(f"/etc/systemd/system/{self.unit}", render("k3s/k3s.service.j2", unit=self.unit, role=self.role)),
         ]
