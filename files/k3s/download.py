@@ -42,8 +42,10 @@ def fetch(url, part, seconds):
 
 def main(values):
     url, path = values["url"], values["path"]
-    part = os.path.join(os.path.dirname(path), "." + os.path.basename(path) + ".part")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    # under its own name, which tells a program of many commands which one it is
+    scratch = os.path.join(os.path.dirname(path), ".part")
+    part = os.path.join(scratch, os.path.basename(path))
+    os.makedirs(scratch, exist_ok=True)
     try:
         try:
             got = fetch(url, part, values["seconds"])
@@ -67,3 +69,4 @@ def main(values):
     finally:
         if os.path.exists(part):
             os.unlink(part)
+        os.rmdir(scratch)

@@ -14,7 +14,7 @@ from parts import BIN, VERSION, call, fail
 
 def main() -> None:
     name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
-    if name == "k3s":
+    if name not in ("kubectl", "ctr", "crictl"):
         if not words or words[0] in ("-h", "--help", "help"):
             print("NAME:\n   k3s - Kubernetes, but small and simple\n\nCOMMANDS:\n   server, agent, kubectl, ctr, check-config, "
                   "etcd-snapshot, token")  # fmt: skip
