@@ -51,8 +51,10 @@ class Api:
                 raise
 
 
-def begin(kubeconfig: str, address: str) -> None:
+def begin(kubeconfig: str, address: str, node: str) -> None:
     api = Api(kubeconfig)
+    roles = {f"node-role.kubernetes.io/{role}": "true" for role in ("control-plane", "etcd", "master")}
+    api.ask(f"/api/v1/nodes/{node}", "PATCH", {"metadata": {"labels": roles}}, "application/merge-patch+json")
     own = {"app.kubernetes.io/managed-by": "lab"}
     api.ensure("/apis/storage.k8s.io/v1/storageclasses", {
         "metadata": {"name": "local-path", "labels": own, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},

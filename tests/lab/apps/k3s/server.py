@@ -65,7 +65,7 @@ def main(words: list[str]) -> None:
     if not os.path.exists(bundle_path):
         write(bundle_path, json.dumps(pki.node_bundle(name, address())))
     node.run_node(given, json.loads(read(bundle_path)), f"https://127.0.0.1:{port}")
-    addons.begin(ADMIN, address())
+    addons.begin(ADMIN, address(), name)
     if os.path.exists(f"{DB}/reset-flag"):
         os.unlink(f"{DB}/reset-flag")
     notify("READY=1")
