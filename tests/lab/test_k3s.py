@@ -76,7 +76,7 @@ class Site:
         sums = values.pop("sums", None) or self.mirror.sums(name)
         return f"Release({name!r}, {sums!r}, **{values!r})"
 
-    def text(self, role: str = "server", *, version: int | str | None = None, differs: dict[str, Any] | None = None, **arguments: Any) -> str:
+    def text(self, role: str = "server", *, version: int | str | None = None, differs: dict[str, Any] | None = None, serial: bool = True, **arguments: Any) -> str:
         access = k3s.registries_yaml(self.registry).replace("/etc/rancher/k3s/lab-ca.crt", f"/etc/rancher/k3s/registries/{self.registry.name.replace(':', '_')}.pem")
         given = {**(self.arguments if role == "server" else {}), **arguments}
         words = "".join(f", {key}={value!r}" for key, value in given.items())
@@ -84,7 +84,7 @@ class Site:
             "from operations import k3s\nfrom operations.k3s import Release\nfrom settings.secret import Secret\n"
             f"k3s.{role}({'t-k3s' if role == 'server' else 't-k3s-agent'!r}, {self.release(self.version if version is None else version, **(differs or {}))}, "
             f"token=Secret({self.token!r}), registries=Secret({access!r}), registry_cas={{{self.registry.name!r}: {self.registry.ca!r}}}, "
-            f"start_seconds=240, drain_seconds=120{words}, name='Run k3s {role}', _serial=True)\n"
+            f"start_seconds=240, drain_seconds=120{words}, name='Run k3s {role}', _serial={serial})\n"
         )
 
     def run(self, dry: bool = False, **arguments: Any) -> Run:
@@ -370,14 +370,14 @@ def test_an_upgrade_that_is_killed_is_finished_by_the_next_run(site, tmp_path):
     for number, seconds in enumerate((2, 6, 11, 17)):
         scratch = tmp_path / str(number)
         scratch.mkdir()
-        kill_run(command_line(scratch, site.host, site.text()), {}, Point(0, seconds))
+        kill_run(command_line(scratch, site.host, site.text(serial=False)), {}, Point(0, seconds))
     done = site.run()
     assert done.ok, done
     assert site.run().changed == []
     for number, seconds in enumerate((3, 9)):
         scratch = tmp_path / f"agent-{number}"
         scratch.mkdir()
-        kill_run(command_line(scratch, [site.host, site.worker], site.agent_text(labels={"disk": "fast"})), {}, Point(0, seconds))
+        kill_run(command_line(scratch, [site.host, site.worker], site.agent_text(labels={"disk": "fast"}, serial=False)), {}, Point(0, seconds))
     done = site.run_agent(labels={"disk": "fast"})
     assert done.ok, done
     assert site.run_agent(labels={"disk": "fast"}).changed == []
@@ -431,7 +431,7 @@ def test_a_lost_server_comes_back_on_a_fresh_host(site):
 
 def test_uninstall_leaves_nothing_and_asks_for_the_right_name(site):
     host = site.host
-    host.run("ip link add mine type dummy; ip addr add 10.99.0.1/24 dev mine")
+    host.run("ip link add mine type bridge; ip addr add 10.99.0.1/24 dev mine")
     wrong = site.operation("uninstall_and_delete_all_data('another', name='Uninstall')")
     assert said_by_failed(wrong, "this host's node is t-k3s, got another")
     assert host.run("systemctl is-active k3s").stdout == "active\n"
