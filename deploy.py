@@ -14,6 +14,8 @@ from deploys.docker_engine import docker_engine
 from deploys.gateway import gateway
 from deploys.k3s import k3s
 from deploys.k3s import preflight as k3s_preflight
+from deploys.liap import liap
+from deploys.liap import preflight as liap_preflight
 from deploys.mcbench import mcbench
 from deploys.mcbench import preflight as mcbench_preflight
 from deploys.monitoring import monitoring
@@ -24,6 +26,8 @@ if current().mcbench is not None:
     mcbench_preflight()
 if current().k3s is not None:
     k3s_preflight()
+if current().liap is not None:
+    liap_preflight()
 base()
 if "gateway" in host.groups:
     gateway()
@@ -31,6 +35,7 @@ cricksy_settings = current().cricksy
 if (
     current().mcbench is not None
     or (cricksy_settings is not None and cricksy_settings.runs_containers)
+    or current().liap is not None
     or current().monitoring.runs_containers
 ):
     docker_engine()
@@ -40,5 +45,7 @@ if current().cricksy is not None:
     cricksy()
 if current().k3s is not None:
     k3s()
+if current().liap is not None:
+    liap()
 if current().monitoring.enabled or current().monitoring.is_server:
     monitoring()

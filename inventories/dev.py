@@ -18,3 +18,6 @@ cricksy = [_cricksy]
 cricksy_infra = [_cricksy]
 cricksy_api = [_cricksy]
 cricksy_worker = [_cricksy]
+
+# liap on one host, with the guide's development and test stacks beside it.
+liap = [("liap-dev", {"ssh_hostname": "192.0.2.64"})]

@@ -61,5 +61,7 @@ cricksy_infra = [_cricksy_infra]
 cricksy_api = [_cricksy_api]
 cricksy_worker = [_cricksy_worker_1, _cricksy_worker_2]
 
+liap = [("liap-1", {"ssh_hostname": "192.0.2.83", "liap_domain": "liap.example.org"})]
+
 # Watches the hosts above that have monitoring_enabled (docs/monitoring.md).
 monitoring = [("watch-1", {"ssh_hostname": "192.0.2.81", "monitoring_address": "10.0.0.81"})]

@@ -33,3 +33,10 @@ cricksy = [_cricksy]
 cricksy_infra = [_cricksy]
 cricksy_api = [_cricksy]
 cricksy_worker = [_cricksy]
+
+liap = [
+    (
+        "liap-staging",
+        {"ssh_hostname": "192.0.2.82", "liap_domain": "liap.staging.example.org", "liap_environment": "staging"},
+    ),
+]

@@ -22,6 +22,7 @@ from settings.exposure import Port
 from settings.gateway import Gateway
 from settings.host import Host, load_fleet, load_host
 from settings.k3s import K3s, RegistryAccess
+from settings.liap import Liap
 from settings.mcbench import Mcbench
 from settings.monitoring import Monitoring
 from settings.requirements import PortClaim, Requirements
@@ -39,6 +40,7 @@ __all__ = [
     "Gateway",
     "Host",
     "K3s",
+    "Liap",
     "Mcbench",
     "Monitoring",
     "Port",

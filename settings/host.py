@@ -23,6 +23,9 @@ from settings.gateway import Gateway
 from settings.k3s import GROUPS as K3S_GROUPS
 from settings.k3s import K3s
 from settings.k3s import fleet_faults as k3s_faults
+from settings.liap import Liap
+from settings.liap import host_faults as liap_faults
+from settings.liap import host_needs as liap_needs
 from settings.mcbench import GROUPS as MCBENCH_GROUPS
 from settings.mcbench import Mcbench, fleet_faults
 from settings.monitoring import Monitoring
@@ -39,10 +42,12 @@ COMMON: dict[str, type[Section]] = {
 }
 """Sections of every host."""
 
-SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench, "cricksy": Cricksy, "k3s": K3s}
+SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench, "cricksy": Cricksy, "k3s": K3s, "liap": Liap}
 """Sections of the hosts in the groups of a system. A new system is added here and as a field of Host."""
 
-SYSTEM_GROUPS: dict[str, tuple[str, ...]] = {"gateway": ("gateway",), "mcbench": MCBENCH_GROUPS, "cricksy": CRICKSY_GROUPS, "k3s": K3S_GROUPS}
+SYSTEM_GROUPS: dict[str, tuple[str, ...]] = {
+    "gateway": ("gateway",), "mcbench": MCBENCH_GROUPS, "cricksy": CRICKSY_GROUPS, "k3s": K3S_GROUPS, "liap": ("liap",),
+}  # fmt: skip
 """The groups whose hosts a system runs on: one of its own name, or one for each of its roles."""
 
 SECTIONS = COMMON | SYSTEMS
@@ -71,6 +76,7 @@ class Host:
     mcbench: Mcbench | None = None
     cricksy: Cricksy | None = None
     k3s: K3s | None = None
+    liap: Liap | None = None
 
     @property
     def systems(self) -> tuple[Section, ...]:
@@ -87,7 +93,8 @@ class Host:
     def requirements(self) -> Requirements:
         """What the host must be before the first change."""
         own = Requirements(ports=watching.claims(self))
-        return merged([self.base.needs(), *(system.needs() for system in self.systems), own])
+        of_pairs = [liap_needs(self)] if self.liap else []
+        return merged([self.base.needs(), *(system.needs() for system in self.systems), own, *of_pairs])
 
     @property
     def hostname(self) -> str:
@@ -179,6 +186,7 @@ def _load(
         _debug_faults, _certificate_faults, _backup_faults, _server_faults, _domain_faults, _sysctl_faults, _port_faults,
         watching.host_faults,
         _swap_faults,
+        _liap_faults,
     )  # fmt: skip
     for check in checks:
         faults += run_rule(partial(check, host), incomplete=bool(faults))
@@ -191,6 +199,7 @@ def _backup_faults(host: Host) -> Iterator[Fault]:
         "mcbench": host.mcbench is not None and bool({"postgres", "object"} & set(host.mcbench.components)),
         "cricksy": host.cricksy is not None and (host.cricksy.runs_postgres or host.cricksy.runs_redis),
         "k3s": host.k3s is not None and host.k3s.role == "server",
+        "liap": host.liap is not None and host.liap.keeps_archive,
     }
     wanted = [system for system, needs in has_data.items() if needs]
     if wanted and host.backup.enabled and not host.backup.password:
@@ -217,6 +226,11 @@ def _backup_faults(host: Host) -> Iterator[Fault]:
         )
 
 
+def _liap_faults(host: Host) -> Iterator[Fault]:
+    if host.liap:
+        yield from liap_faults(host)
+
+
 def _server_faults(host: Host) -> Iterator[Fault]:
     """Who has the Docker socket of a server host reads every secret on it: another system's too."""
     if host.mcbench and "server" in host.mcbench.roles and host.gateway and not host.mcbench.server_shares_host:
@@ -239,6 +253,11 @@ def _domain_faults(host: Host) -> Iterator[Fault]:
         for domain in host.cricksy.domains:
             if domain in others:
                 yield Fault("cricksy_domain", "must not be a name of another system on the same host", domain, host=host.name)
+    if host.liap:
+        others = [name for system in (host.gateway, host.mcbench, host.cricksy) if system for name in system.domains]
+        for domain in host.liap.domains:
+            if domain in others:
+                yield Fault("liap_domain", "must not be a name of another system on the same host", domain, host=host.name)
 
 
 def _sysctl_faults(host: Host) -> Iterator[Fault]:
@@ -270,6 +289,7 @@ def _certificate_faults(host: Host) -> Iterator[Fault]:
         *(host.gateway.domains if host.gateway else ()),
         *(host.mcbench.domains if host.mcbench else ()),
         *(host.cricksy.domains if host.cricksy else ()),
+        *(host.liap.domains if host.liap else ()),
     ]
     if not domains or host.certificate.mode != "acme":
         return
@@ -283,8 +303,9 @@ def _certificate_faults(host: Host) -> Iterator[Fault]:
     wild = [name for name in domains if name.startswith("*.")]
     if wild and host.certificate.challenge == "http-01":
         of_gateway = host.gateway is not None and wild[0] in host.gateway.domains
+        of_liap = host.liap is not None and wild[0] in host.liap.domains
         yield Fault(
-            "gateway_extra_domains" if of_gateway else "mcbench_api_extra_domains",
+            "gateway_extra_domains" if of_gateway else "liap_alias_domains" if of_liap else "mcbench_api_extra_domains",
             "must hold no wildcard when certificate_challenge is 'http-01'",
             wild[0],
             "write certificate_challenge = 'dns-01'",

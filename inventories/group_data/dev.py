@@ -30,3 +30,11 @@ cricksy_log_level = "DEBUG"
 cricksy_s3_endpoint_url = "http://192.0.2.63:9000"
 cricksy_s3_is_aws_like = False
 cricksy_worker_allow_more_than_cores = True
+
+liap_environment = "development"
+liap_domain = "liap.test"
+liap_archive_backend = "filesystem"
+liap_log_level = "DEBUG"
+liap_allow_small = True
+liap_stacks = ["dev", "test"]
+liap_stack_password = "env:LIAP_STACK_PASSWORD"

@@ -46,4 +46,7 @@ cricksy_infra_key = "file:secrets/cricksy.yaml#key"
 cricksy_worker_instances = 2
 cricksy_hsts_seconds = 31536000
 
+liap_s3_region = "eu-central-1"
+liap_hsts_seconds = 31536000
+
 monitoring_sources = ["10.0.0.81/32"]

@@ -227,6 +227,24 @@ def _cricksy_worker(tag: str) -> Image:
     return Image((*_layers("base", "python", "tesseract", "cricksy"), _text_layer(code)), config)
 
 
+def _liap(tag: str) -> Image:
+    """The game backend in tests/lab/apps/liap in one of its releases. It stands on what mcbench's image installs."""
+    if tag not in LIAP:
+        raise LabError(f"liap: tag is one of {', '.join(LIAP)}, got {tag!r}")
+    home = _APPS / "liap"
+    code = {f"/app/{path}": text for path, text in _texts(home, "liap").items()}
+    if tag != LIAP[0]:
+        code |= {f"/app/{path}": text for path, text in _texts(home / "releases" / tag, ".").items()}
+    environment = [_PATH.replace("=", "=/opt/venv/bin:"), "PYTHONPATH=/app", "PYTHONUNBUFFERED=1", "PYTHONDONTWRITEBYTECODE=1"]
+    config = {"Env": environment, "Cmd": ["python", "-m", "liap"], "WorkingDir": "/app", "User": "1000:1000",
+              "ExposedPorts": {"8000/tcp": {}}, "Labels": {"version": tag}}  # fmt: skip
+    return Image((*_layers("base", "python", "mcbench"), _text_layer(code)), config)
+
+
+LIAP = ("1.0.0", "1.1.0", "bad-start", "bad-health")
+"""Releases of liap's backend, the good ones first."""
+
+
 def _minecraft_server(tag: str) -> Image:
     """Stands for a game: something that listens, on port 25565."""
     return make(_busybox(tag), command=["httpd", "-f", "-p", "25565", "-h", "/var/www"], labels={"version": tag},
@@ -256,6 +274,7 @@ CATALOGUE: dict[str, Callable[[str], Image | Index]] = {
     "busybox": _busybox, "platforms": _platforms, "postgres": _postgres, "redis": _redis, "s3": _s3,
     **{f"mc-bench-{command}": functools.partial(_mcbench, command) for command in MCBENCH},
     "cricksy-worker": _cricksy_worker,
+    "liap-backend": _liap,
     "mc-bench-minecraft-server": _minecraft_server, "mc-bench-builder-runner": _builder_runner,
 }  # fmt: skip
 
