@@ -15,8 +15,9 @@ soak-tests = $(wildcard $(foreach name,$(1),tests/lab/test_$(name).py tests/lab/
 SOAK_mcbench := $(call soak-tests,mcbench engine registry published container replicas cleanup backup emulation images)
 SOAK_cricksy := $(call soak-tests,cricksy backup_redis pgcluster redis celery tesseract s3)
 SOAK_mcbench := $(filter-out $(SOAK_cricksy) tests/lab/test_backup.py,$(SOAK_mcbench))
-SOAK_foundation := $(filter-out $(SOAK_mcbench) $(SOAK_cricksy),$(sort $(wildcard tests/lab/test_*.py)))
-SOAK_PARTS := foundation mcbench cricksy
+SOAK_liap := $(call soak-tests,liap compose)
+SOAK_foundation := $(filter-out $(SOAK_mcbench) $(SOAK_cricksy) $(SOAK_liap),$(sort $(wildcard tests/lab/test_*.py)))
+SOAK_PARTS := foundation mcbench cricksy liap
 PART ?= $(SOAK_PARTS)
 PYTEST_LAB := $(ROOT) HOSTWRIGHT_LAB_SLOT=$(TEST_SLOT) $(PYTHON) -B -m pytest -p no:cacheprovider
 
@@ -29,7 +30,7 @@ help:
 	@echo 'make demo SYSTEM=mcbench   the same with a fleet of containers; takes minutes'
 	@echo 'make test      lint, unit tests, lab tests (as CI does)'
 	@echo 'make unit | lint | docs'
-	@echo 'make lab-test [SYSTEM=gateway] | soak [PART=foundation|mcbench|cricksy] | bench'
+	@echo 'make lab-test [SYSTEM=gateway] | soak [PART=foundation|mcbench|cricksy|liap] | bench'
 	@echo 'make verify INVENTORY=inventories/prod.py'
 	@echo 'make lab-up | lab-down | clean'
 

@@ -123,8 +123,8 @@ class Liap(Section):
     version: Annotated[str, AfterValidator(_version)] = Field("", description="its tag", examples=["1.4.0"])
     redis_image: Image = Field("docker.io/library/redis:7-alpine", description="Redis 7 or newer")
     postgres_image: Image = Field("docker.io/library/postgres:15-alpine", description="PostgreSQL 15 or newer, where the archive is one of its own")
-    user: Annotated[str, matching(r"[0-9]+:[0-9]+", "must be numbers such as '1000:1000'")] = Field(
-        "1000:1000", description="user and group of the backend, as numbers; the archive directory is theirs"
+    user: Annotated[str, matching(r"[0-9]+:[0-9]+", "must be numbers such as '10001:10001'")] = Field(
+        "10001:10001", description="user and group of the backend, as numbers; the archive directory is theirs"
     )
     pull: Literal["missing", "moved", "never"] = Field(
         "missing", description="moved: each converge asks the registry whether a tag means another image now"
