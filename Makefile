@@ -10,7 +10,7 @@ PYTHON := .venv/bin/python
 # Lab hosts need root. -E: HOSTWRIGHT_*, PIP_*, proxies; env PATH: sudo replaces it.
 ROOT := $(if $(filter-out 0,$(shell id -u)),sudo -n -E env PATH="$$PATH")
 LAB_TESTS := $(if $(SYSTEM),$(wildcard tests/lab/test_$(SYSTEM).py tests/lab/test_$(SYSTEM)_*.py),tests/lab)
-# The soak in three parts, hours in all: what came with a system, and the rest, which every system stands on.
+# The soak in parts, hours in all: what came with a system, and the rest, which every system stands on.
 soak-tests = $(wildcard $(foreach name,$(1),tests/lab/test_$(name).py tests/lab/test_$(name)_*.py))
 SOAK_mcbench := $(call soak-tests,mcbench engine registry published container replicas cleanup backup emulation images)
 SOAK_cricksy := $(call soak-tests,cricksy backup_redis pgcluster redis celery tesseract s3)
