@@ -16,7 +16,9 @@ from tests.lab.liap_site import Players, Site, names, play, site_of, wait_until
 from tests.lab.s3server import S3Server
 from tests.lab.state import wait_for
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
+
+STACK = "liap | Run the stack"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_from_a_host_with_docker_to_a_hundred_games_in_files(site: Site) -> None
     host = site.host
     run = site.run()
     assert run.ok, run
-    assert "Run the stack" in run.changed
+    assert STACK in run.changed
     before = site.ids()
     assert sorted(before) == ["liap-backend-1", "liap-redis-1"]
     run = site.run()
@@ -95,7 +97,7 @@ def test_upgrade_waits_for_fifty_active_games(liap: Site) -> None:
     wait_until("50 games", 60, lambda: len(players.begun) >= 50)
     run = liap.run(version="1.1.0", drain_seconds=600)
     assert run.ok, run
-    assert "Run the stack" in run.changed
+    assert STACK in run.changed
     # those who were told to come back have come back
     wait_until("games on the new release", 60, lambda: players.report.versions["1.1.0"] >= 10)
     report = players.end()
@@ -122,7 +124,7 @@ def test_bad_release_and_bad_file_leave_games_alone(liap: Site, settings: dict[s
     players = Players(liap.host.address, 10, moves=20, pause=0.3).start()
     wait_until("10 games", 60, lambda: len(players.begun) >= 10)
     run = liap.run(**settings)
-    assert run.failed == ["Run the stack"], run
+    assert run.failed == [STACK], run
     assert words in run.stderr, run
     report = players.end()
     assert (report.lost, set(report.refused)) == ([], set())
@@ -134,7 +136,7 @@ def test_a_bad_release_without_a_trial_brings_the_old_one_back(liap: Site) -> No
     players = Players(liap.host.address, 10, moves=20, pause=0.3).start()
     wait_until("10 games", 60, lambda: len(players.begun) >= 10)
     run = liap.run(version="bad-start", trial_enabled=False)
-    assert run.failed == ["Run the stack"], run
+    assert run.failed == [STACK], run
     assert "what was before runs again" in run.stderr
     wait_until("games again", 60, lambda: not players.report.lost and len(players.begun) > len(players.report.finished))
     report = players.end()
