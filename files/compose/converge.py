@@ -86,12 +86,15 @@ class Project:
         ill = [one for one in ill if ailment(one) or health_of(one) == "starting"]
         return "".join(f"\nlast lines of {name_of(one)}:\n{self.cover(last_lines(name_of(one), 15))}" for one in ill[:3])
 
+    def needs_of(self, container):
+        """Return the services that a container's service depends on."""
+        words = label_of(container, "com.docker.compose.depends_on").split(",")
+        was = self.state.get("services", {}).get(label_of(container, SERVICE), {})
+        return {word.partition(":")[0] for word in words if word} | set(was.get("needs", ()))
+
     def end_containers(self, those):
         """Stop and remove containers, whoever needs others before those."""
-        needs = {}
-        for one in those:
-            words = label_of(one, "com.docker.compose.depends_on")
-            needs[name_of(one)] = {word.partition(":")[0] for word in words.split(",") if word}
+        needs = {name_of(one): self.needs_of(one) for one in those}
         left = list(those)
         while left:
             needed = set().union(*(needs[name_of(one)] for one in left))
@@ -313,8 +316,12 @@ def switch(project, file, profiles, model, ends):
     project.await_well(model["services"], max(1, end - time.monotonic()))
 
 
-def remember(project, model, profiles):
-    """Write down what is well, and from what it was made; what was well before stays to be looked at."""
+def record(project, model, sha256, profiles):
+    """
+    Write down from what the containers were made that are well now.
+
+    The label counts, and not what Compose says of the file: it makes another hash where it was told to leave out dependencies.
+    """
     services = {}
     for name, service in model["services"].items():
         those = project.containers_of(name)
@@ -323,15 +330,21 @@ def remember(project, model, profiles):
             "image": service["image"],
             "image_id": those[0]["Image"] if those else "",
             "count": len(those),
+            "needs": sorted(service.get("depends_on") or {}),
         }
+    project.state = {"sha256": sha256, "profiles": profiles, "services": services}
+    write_private(project.path("state.json"), json.dumps(project.state))
+
+
+def remember(project, model, profiles):
+    """Let what is well now be what is gone back to; what was well before stays to be looked at."""
     for old, kept in (("compose.yaml", "previous.yaml"), ("state.json", "previous.json")):
         text = read_text(project.path(old))
         if text and project.state.get("sha256") != project.values["sha256"]:
             write_private(project.path(kept), text)
-    state = {"sha256": project.values["sha256"], "profiles": profiles, "services": services}
     write_private(project.path("compose.yaml"), project.values["text"])
     # Last: until it says so, the file from before is the one that was well.
-    write_private(project.path("state.json"), json.dumps(state))
+    record(project, model, project.values["sha256"], profiles)
     forget(project.path("next.yaml"))
 
 
@@ -379,6 +392,7 @@ def go_back(project):
         ]  # fmt: skip
         project.end_containers([one for name, those in services.items() if name not in state["services"] for one in those])
         switch(project, file, state["profiles"], model, ends)
+        record(project, model, state["sha256"], state["profiles"])
     except EngineError as error:
         project.resume()
         return f"what was before does not come back either: {project.cover(str(error))}"
@@ -486,7 +500,7 @@ def stop_all(project):
     services, _ = members(project.name)
     project.drain(services)
     those = [one for each in services.values() for one in each if is_running(one)]
-    needed = {word.partition(":")[0] for one in those for word in label_of(one, "com.docker.compose.depends_on").split(",") if word}
+    needed = set().union(*(project.needs_of(one) for one in those))
     for one in sorted(those, key=lambda one: label_of(one, SERVICE) in needed):
         if one["State"].get("Paused"):
             docker("unpause", name_of(one))
