@@ -96,6 +96,7 @@ class Site:
         }  # fmt: skip
 
     def run(self, deploy: str | Path = DEPLOY, dry: bool = False, timeout: float = 1500, **settings: object) -> Run:
+        self.registry.start()  # a run of another part of the lab may have ended it
         return provision(self.host, deploy, env=self.secrets, dry=dry, timeout=timeout, **self._words(settings))
 
     def command(self, scratch: Path, deploy: str | Path = DEPLOY, **settings: object) -> list[str]:

@@ -89,6 +89,7 @@ class Site:
         ).replace(repr(SECRET), f"Secret({SECRET!r})")
 
     def run(self, spec: dict[str, Any] | None = None, dry: bool = False, **arguments: Any) -> Run:
+        self.registry.start()  # a run of another part of the lab may have ended it
         return self._provision(self.host, self.text(spec, **arguments), dry=dry)
 
     # --- what is there ------------------------------------------------------------------------------------------------

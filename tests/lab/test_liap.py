@@ -87,7 +87,10 @@ def test_no_secret_stands_where_it_should_not(liap: Site) -> None:
     assert samples.arguments == set()
     for path, mode in canary.files(host, secrets).items():
         is_own = re.match(r"/etc/hostwright/compose/liap/", path) and (mode.startswith("600 root") or "/files/" in path)
-        assert is_own or path.startswith(("/var/lib/docker/", "/run/docker", "/run/containerd")), (path, mode)
+        is_engines = path.startswith(("/var/lib/docker/", "/var/lib/containerd/", "/run/docker", "/run/containerd"))
+        assert is_own or is_engines, (path, mode)
+        # whatever its own mode: a directory above it keeps everybody else out
+        assert host.run(f"setpriv --reuid=65534 --regid=65534 --clear-groups head -c 1 '{path}'", check=False).returncode != 0, path
     # what is mounted must be read by whoever the container is: above it all is root's alone
     assert host.run("stat -c '%a %U' /etc/hostwright/compose/liap").stdout == "700 root\n"
 
