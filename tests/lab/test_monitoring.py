@@ -16,13 +16,21 @@ from deploys import dashboards
 from tests.lab import canary
 from tests.lab.authority import Authority
 from tests.lab.scan import scan
-from tests.lab.state import LabError, run, wait_for
+from tests.lab.state import run, wait_for
 from tests.lab.watched import DOMAIN, PORTS, Watched
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 TEXTFILES = "/var/lib/prometheus/node-exporter"
-# The first alert that a fresh fleet may still have: its gateway was never backed up.
-QUIET: set[tuple[str, str]] = set()
+_FRONT = """server {
+    listen 19532 ssl;
+    ssl_certificate /srv/tls/certificate.pem;
+    ssl_certificate_key /srv/tls/key.pem;
+    ssl_client_certificate /srv/tls/ca.pem;
+    ssl_verify_client on;
+    client_max_body_size 0;
+    location / { proxy_pass http://127.0.0.1:19531; proxy_http_version 1.1; proxy_request_buffering off; }
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +123,7 @@ def test_a_converged_fleet_is_quiet(watched):
     for job in ("run", "drill"):
         done = watched.do(f"deploys.backup.{job}")
         assert done.ok, done
-    wait_for("no alert", lambda: watched.alerts() == QUIET, 120, pause=1)
+    wait_for("no alert", lambda: watched.alerts() == set(), 120, pause=1)
 
 
 def test_checks_of_running_hosts_pass(watched, tmp_path):
@@ -126,7 +134,7 @@ def test_checks_of_running_hosts_pass(watched, tmp_path):
     watched.db.run("systemctl start hostwright-exporter-postgres.service")
     assert done.returncode == 1
     assert "test_exporters_listen_on_one_address[t-watched-db]" in done.stdout
-    wait_for("no alert", lambda: watched.alerts() == QUIET, 120, pause=1)
+    wait_for("no alert", lambda: watched.alerts() == set(), 120, pause=1)
 
 
 # --- each alert and its cause ---------------------------------------------------------------------------------------
@@ -296,8 +304,14 @@ def test_journal_is_sent_and_waits_for_nobody(watched, stranger, tmp_path, schem
     stranger.run("systemctl stop collector.service 2>/dev/null; rm -rf /srv/collected; mkdir -p /srv/collected", check=False)
     for name, text in (("ca", authority.certificate), ("certificate", names["server_certificate"]), ("key", names["server_key"])):
         stranger.write(f"/srv/tls/{name}.pem", text)
-    tls = "--key=/srv/tls/key.pem --cert=/srv/tls/certificate.pem --trust=/srv/tls/ca.pem" if scheme == "https" else ""
-    collect = f"systemd-run --quiet --collect --unit=collector /lib/systemd/systemd-journal-remote --listen-{scheme}=19532 {tls} --output=/srv/collected/ --split-mode=host"
+    # Debian's collector is built without the part that asks for a client's certificate: nginx does it in front
+    port = 19532
+    if scheme == "https":
+        port = 19531
+        stranger.run("command -v nginx || apt-get install -q -y --no-install-recommends nginx", timeout=600)
+        stranger.write("/etc/nginx/conf.d/collector.conf", _FRONT)
+        stranger.run("systemctl restart nginx")
+    collect = f"systemd-run --quiet --collect --unit=collector /lib/systemd/systemd-journal-remote --listen-http={port} --output=/srv/collected/ --split-mode=host"
 
     def has(word: str) -> bool:
         return word in stranger.run(f"journalctl -D /srv/collected -o cat --no-pager | grep -F {word} || :").stdout
@@ -318,8 +332,9 @@ def test_journal_is_sent_and_waits_for_nobody(watched, stranger, tmp_path, schem
     wait_for("the second line", lambda: has(f"second-canary-{scheme}"), 180, pause=1)
     if scheme == "https":
         assert web.run("stat -c '%a %U' /etc/hostwright/journal/key.pem").stdout.split() == ["600", "root"]
-        with pytest.raises(LabError):  # who has no certificate is not let in
-            web.run(f"curl -sf -m 10 --cacert /etc/hostwright/journal/ca.pem -H 'Content-Type: application/vnd.fdo.journal' --data-binary x https://{stranger.address}:19532/upload")
+        # who has no certificate is not let in
+        asked = web.run(f"curl -s -m 10 -o /dev/null -w '%{{http_code}}' --cacert /etc/hostwright/journal/ca.pem https://{stranger.address}:19532/upload", check=False)
+        assert asked.stdout == "400"
     web.run("systemctl disable --quiet --now systemd-journal-upload.service")
 
 
@@ -340,5 +355,5 @@ def test_reboot_brings_everything_back(watched):
         host.reboot()
     watched.watch.run("systemd-run --quiet --unit=receiver python3 /srv/receiver.py")
     wait_for("all targets", lambda: set(watched.targets().values()) == {"up"}, 300, pause=2)
-    wait_for("no alert", lambda: watched.alerts() == QUIET, 300, pause=2)
+    wait_for("no alert", lambda: watched.alerts() == set(), 300, pause=2)
     assert watched.run().changed == []
