@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab.cricksy_fleet import TEXT, Fleet, fleet_of, give_image, read, upload
+from tests.lab.cricksy_fleet import TEXT, Fleet, assert_converged, fleet_of, give_image, read, upload
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
-from tests.lab.state import wait_for
+from tests.lab.state import REPOSITORY, wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
@@ -119,3 +123,29 @@ def test_workers_are_containers_and_then_units_again(lab, fleet, client):
     )  # fmt: skip
     again = fleet.run(DEPLOY, **newer)
     assert (again.ok, again.changed) == (True, []), again
+
+
+def test_whole_deploy_and_the_checks_of_production(lab: Lab, fleet: Fleet, client: LabHost, tmp_path: Path) -> None:
+    deploy = REPOSITORY / "deploy.py"
+    image = lab.registry().image("cricksy-worker", "v1.1.0")
+    fleet.more = {"version": "v1.1.0", "worker_mode": "containers", "worker_image": image, "worker_memory_max": "512M", **LIMITS}
+    run = fleet.run(deploy)
+    assert run.ok, run
+    found = read(fleet, client, upload(fleet, client))
+    assert (found["text"], found["executions"][0]["version"]) == (TEXT, "1.1.0")
+    assert found["executions"][0]["worker"].startswith("cricksy-worker-"), found
+    before = {host.name: [one["Id"] for one in containers(host)] for host in fleet.workers}
+    assert [len(ids) for ids in before.values()] == [1, 1]
+    assert_converged(fleet, deploy)
+    assert fleet.run(deploy, dry=True).changed == []
+    assert {host.name: [one["Id"] for one in containers(host)] for host in fleet.workers} == before
+
+    for host in fleet.workers:
+        host.run("systemctl disable --now nginx")  # of the lab's image: nothing here asks for it, and the checks would tell of its port
+    checks = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/verify", "--inventory", str(fleet.inventory(tmp_path))]
+    done = subprocess.run(checks, cwd=REPOSITORY, env={**os.environ, **fleet.secrets, "NO_COLOR": "1"}, text=True,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    said = fleet.type("deploys.cricksy.status")
+    assert said.returncode == 0, said.stdout[-6000:]
+    assert said.stdout.count("running, healthy") == 2, said.stdout
