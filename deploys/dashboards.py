@@ -111,6 +111,21 @@ def cricksy(queue_depth: int, memory_percent: int) -> Dashboard:
     )
 
 
+def containers(memory_percent: int) -> Dashboard:
+    """Return the dashboard of hosts with containers, only where there are some."""
+    chosen = '{host=~"$host"}'
+    return Dashboard(
+        "hostwright-containers",
+        "Containers",
+        [
+            Panel("Running", {f"hostwright_container_running{chosen}": "{{container}} {{host}}"}, kind="stat", limit=1, below=True),
+            Panel("Restarts", {f"hostwright_container_restarts_total{chosen}": "{{container}} {{host}}"}),
+            Panel("Memory", {f"hostwright_container_memory_bytes{chosen}": "{{container}} {{host}}"}, "bytes"),
+            Panel("Memory of its limit", {f"instance:container_memory_used:percent{chosen}": "{{container}} {{host}}"}, "percent", limit=memory_percent),
+        ],
+    )
+
+
 def liap(memory_percent: int) -> Dashboard:
     """Return the dashboard of liap, only where it runs."""
     chosen = '{host=~"$host"}'

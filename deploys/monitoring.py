@@ -15,9 +15,11 @@ from pyinfra.api import deploy
 from pyinfra.context import ctx_state
 
 from deploys import current, dashboards
-from operations import container, dpkg, exporter, fileset, prometheus, redis, unit
+from operations import container, dpkg, exporter, fileset, prometheus, redis, schedule, unit
+from operations.backup import TEXTFILES
 from operations.container import Health, Mount, Network, Spec
 from operations.fileset import Absent, Directory, Entry, File
+from operations.schedule import Sandbox
 from operations.template import render
 from settings import Host, Monitoring, load_host
 from settings.env import render as environment
@@ -30,6 +32,7 @@ from settings.monitoring import (
     SITES_PORT,
     Exporter,
     exporters,
+    has_containers,
     sites,
 )
 from settings.secret import Secret
@@ -43,6 +46,7 @@ RULES, STATUS = "hostwright.yml", "hostwright.html"
 _NODE = "prometheus-node-exporter.service"
 _NODE_DROP_IN = f"/etc/systemd/system/{_NODE}.d/hostwright-monitoring.conf"
 _NGINX_STATUS = "/etc/nginx/conf.d/hostwright-status.conf"
+_CONTAINERS = "/usr/local/lib/hostwright/containers-health.py"
 _FILES = Path(__file__).parents[1] / "files/monitoring"
 _UPLOAD = "systemd-journal-upload.service"
 _UPLOAD_KEYS = "/etc/hostwright/journal"
@@ -67,6 +71,8 @@ def monitoring() -> None:
         _alertmanager(settings.monitoring)
         _grafana(settings.monitoring, fleet)
     if settings.monitoring.enabled:
+        # After the last container was made.
+        _containers(settings)
         # Last: where the collector does not answer the run says so, and all else is done.
         _journal(settings.monitoring)
 
@@ -76,6 +82,8 @@ def remove() -> None:
     """Stop and remove the exporters of a host, for one that is not watched any more. Nothing that was recorded is lost."""
     exporter.only([], name="Remove exporters")
     fileset.files([Absent(_NODE_DROP_IN)], unit=_NODE, name="Show the node on loopback alone")
+    schedule.job("hostwright-containers-health", present=False, name="Look at no containers")
+    fileset.files([Absent(_CONTAINERS), Absent(f"{TEXTFILES}/containers.prom")], name="Remove what looked at containers")
     fileset.files([Absent(_NGINX_STATUS)], unit="nginx.service", action="reload", name="Take nginx' figures away")
 
 
@@ -110,7 +118,7 @@ def _exporters(settings: Host) -> None:
         if one.job == REDIS:
             _redis(settings, one, listen)
     if settings.monitoring.cadvisor_image:
-        _containers(settings.monitoring)
+        _cadvisor(settings.monitoring)
 
 
 def _node(settings: Monitoring) -> None:
@@ -180,8 +188,24 @@ def _redis(settings: Host, wanted: Exporter, listen: str) -> None:
     )
 
 
-def _containers(settings: Monitoring) -> None:
-    """cAdvisor: Debian has no package of it. It reads the engine's and the kernel's own accounts, and may change nothing."""
+def _containers(settings: Host) -> None:
+    """Which containers run, how well, and with how much of their memory: Debian has no package of cAdvisor."""
+    if not has_containers(settings):
+        return
+    fileset.files([File(_CONTAINERS, (_FILES / "containers.py").read_text())], name="Upload what looks at containers")
+    schedule.job(
+        "hostwright-containers-health",
+        command=["/usr/bin/python3", "-I", "-B", _CONTAINERS, TEXTFILES],
+        when="*:0/1",
+        timeout_seconds=50,
+        sandbox=Sandbox(writable=[TEXTFILES]),
+        description="how the containers are, for monitoring",
+        name="Look at the containers every minute",
+    )
+
+
+def _cadvisor(settings: Monitoring) -> None:
+    """cAdvisor, for whoever wants more than that. It reads the engine's and the kernel's own accounts, and may change nothing."""
     port = next(one.port for one in exporters(current()) if one.job == CONTAINERS)
     paths = (("/", "/rootfs"), ("/var/run", "/var/run"), ("/sys", "/sys"), ("/var/lib/docker", "/var/lib/docker"))
     container.container(
@@ -398,6 +422,8 @@ def provisioning(settings: Monitoring, fleet: Mapping[str, Host]) -> dict[str, s
     boards = dashboards.dashboards(settings.memory_percent, settings.disk_percent, settings.certificate_days, settings.backup_hours, settings.verified_days)
     if any(one.cricksy for one in fleet.values()):
         boards.append(dashboards.cricksy(settings.queue_depth, settings.memory_percent))
+    if any(has_containers(one) for one in fleet.values()):
+        boards.append(dashboards.containers(settings.memory_percent))
     if any(getattr(one, "liap", None) for one in fleet.values()):
         boards.append(dashboards.liap(settings.memory_percent))
     return {

@@ -286,6 +286,17 @@ def exporters(host: Host) -> tuple[Exporter, ...]:
     return (*found, *(Exporter(one.job, one.port, path=one.path, own=False) for one in further))
 
 
+def has_containers(host: Host) -> bool:
+    """Whether something on the host runs in containers that have to stay."""
+    return bool(
+        host.mcbench
+        or (host.cricksy and host.cricksy.runs_containers)
+        or getattr(host, "liap", None)
+        or host.monitoring.runs_containers
+        or host.monitoring.cadvisor_image
+    )
+
+
 def sites(host: Host) -> tuple[Site, ...]:
     """Return the names of a watched host at which an application answers."""
     if not host.monitoring.enabled:

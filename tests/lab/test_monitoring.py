@@ -25,7 +25,7 @@ _FRONT = """server {
     listen 19532 ssl;
     ssl_certificate /srv/tls/certificate.pem;
     ssl_certificate_key /srv/tls/key.pem;
-    ssl_client_certificate /srv/tls/ca.pem;
+    ssl_client_certificate /srv/tls/clients.pem;
     ssl_verify_client on;
     client_max_body_size 0;
     location / { proxy_pass http://127.0.0.1:19531; proxy_http_version 1.1; proxy_request_buffering off; }
@@ -297,12 +297,12 @@ def test_status_page_shows_all_hosts(watched, tmp_path):
 def test_journal_is_sent_and_waits_for_nobody(watched, stranger, tmp_path, scheme):
     web = watched.web
     authority = Authority(tmp_path / "authority")
-    names = {}
-    for who, name in (("server", stranger.address), ("client", web.address)):
-        names[f"{who}_certificate"], names[f"{who}_key"] = authority.issue(name)
+    certificate, key = authority.issue(stranger.address)
+    own = tmp_path / "client.pem", tmp_path / "client.key"
+    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "5", "-subj", f"/CN={web.name}", "-out", own[0], "-keyout", own[1])
     stranger.run("command -v /lib/systemd/systemd-journal-remote || { apt-get update -q && apt-get install -q -y --no-install-recommends systemd-journal-remote; }", timeout=600)
     stranger.run("systemctl stop collector.service 2>/dev/null; rm -rf /srv/collected; mkdir -p /srv/collected", check=False)
-    for name, text in (("ca", authority.certificate), ("certificate", names["server_certificate"]), ("key", names["server_key"])):
+    for name, text in (("clients", own[0].read_text()), ("certificate", certificate), ("key", key)):
         stranger.write(f"/srv/tls/{name}.pem", text)
     # Debian's collector is built without the part that asks for a client's certificate: nginx does it in front
     port = 19532
@@ -316,7 +316,7 @@ def test_journal_is_sent_and_waits_for_nobody(watched, stranger, tmp_path, schem
     def has(word: str) -> bool:
         return word in stranger.run(f"journalctl -D /srv/collected -o cat --no-pager | grep -F {word} || :").stdout
 
-    watched.secrets.update(JOURNAL_CA=authority.certificate, JOURNAL_CERTIFICATE=names["client_certificate"], JOURNAL_KEY=names["client_key"])
+    watched.secrets.update(JOURNAL_CA=authority.certificate, JOURNAL_CERTIFICATE=own[0].read_text(), JOURNAL_KEY=own[1].read_text())
     keys = {f"journal_{key}": f"env:JOURNAL_{key.upper()}" for key in ("ca", "certificate", "key")} if scheme == "https" else {}
     settings = {"journal_url": f"{scheme}://{stranger.address}:19532", **keys}
     stranger.run(collect)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -230,7 +231,7 @@ def test_alertmanager_tells_by_both_ways():
 
 
 def boards():
-    return [*dashboards.dashboards(80, 85, 14, 26, 8), dashboards.cricksy(1000, 80), dashboards.liap(80)]
+    return [*dashboards.dashboards(80, 85, 14, 26, 8), dashboards.cricksy(1000, 80), dashboards.liap(80), dashboards.containers(80)]
 
 
 def test_dashboards_are_such_as_grafana_shows():
@@ -290,3 +291,27 @@ def test_the_whole_of_it_can_be_planned(tmp_path):
     planned = {line.strip().partition("  ")[0] for line in run.stdout.splitlines() if "@fake/" in line and line.strip().startswith("Monitoring |")}
     assert {f"Monitoring | {name}" for name in ("Run Prometheus", "Run Alertmanager", "Run Grafana", "Show how Redis is", "Show how nginx is", "Send the journal")} <= planned
     assert [name for name, secret in SECRETS.items() if secret in run.stdout] == []
+
+
+def test_containers_are_told_in_prometheus_words():
+    program = runpy.run_path(str(ROOT / "files/monitoring/containers.py"), run_name="containers")
+    about = {
+        "State": {"Running": True, "Restarting": False, "Health": {"Status": "unhealthy"}},
+        "RestartCount": 3,
+        "HostConfig": {"Memory": 1000},
+    }
+    stats = {"memory_stats": {"usage": 700, "limit": 1000, "stats": {"inactive_file": 200}}}
+    found = dict(program["figures"](about, stats))
+    assert found == {"running": 1, "restarts_total": 3, "healthy": 0, "memory_bytes": 500, "memory_limit_bytes": 1000}
+    # stopped, in a crash loop, and without a limit or a health check
+    assert dict(program["figures"]({"State": {"Running": False}, "HostConfig": {}}, None)) == {"running": 0, "restarts_total": 0}
+    assert dict(program["figures"]({"State": {"Running": True, "Restarting": True}, "HostConfig": {}}, {}))["running"] == 0
+    page = program["text"]([('a"b', "r.example.org/x:1", [("running", 1), ("restarts_total", 0)])], 7.9)
+    assert page.splitlines() == [
+        "# TYPE hostwright_container_running gauge",
+        'hostwright_container_running{container="a\\"b",image="r.example.org/x:1"} 1',
+        "# TYPE hostwright_container_restarts_total counter",
+        'hostwright_container_restarts_total{container="a\\"b",image="r.example.org/x:1"} 0',
+        "# TYPE hostwright_containers_timestamp_seconds gauge",
+        "hostwright_containers_timestamp_seconds 7",
+    ]
