@@ -28,7 +28,7 @@ mkdir -p /var/lib/grafana/www/api
 echo ok > /var/lib/grafana/www/api/health
 # what holds the port is called as Grafana's own process is
 cp /bin/busybox /var/lib/grafana/grafana
-/var/lib/grafana/grafana httpd -p "$GF_SERVER_HTTP_ADDR:$GF_SERVER_HTTP_PORT" -h /var/lib/grafana/www
+(exec -a httpd /var/lib/grafana/grafana -f -p "$GF_SERVER_HTTP_ADDR:$GF_SERVER_HTTP_PORT" -h /var/lib/grafana/www) &
 while :; do sleep 1 & wait $!; done
 """
 
