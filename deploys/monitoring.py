@@ -424,7 +424,7 @@ def provisioning(settings: Monitoring, fleet: Mapping[str, Host]) -> dict[str, s
         boards.append(dashboards.cricksy(settings.queue_depth, settings.memory_percent))
     if any(has_containers(one) for one in fleet.values()):
         boards.append(dashboards.containers(settings.memory_percent))
-    if any(getattr(one, "liap", None) for one in fleet.values()):
+    if any(one.liap for one in fleet.values()):
         boards.append(dashboards.liap(settings.memory_percent))
     return {
         "provisioning/datasources/hostwright.yaml": prometheus.dump(source),

@@ -276,14 +276,11 @@ def exporters(host: Host) -> tuple[Exporter, ...]:
         found.append(Exporter(POSTGRES, _PORTS[POSTGRES]))
     if host.cricksy and host.cricksy.runs_redis:
         found += [Exporter(REDIS, _PORTS[REDIS], "cricksy-broker"), Exporter(REDIS, _PORTS[REDIS] + 1, "cricksy-cache")]
-    # a system that another release of the settings may not have
-    liap = getattr(host, "liap", None)
-    if liap is not None and liap.metrics_enabled and liap.metrics_networks:
-        found.append(Exporter("liap", liap.metrics_port, own=False))
+    if host.liap and host.liap.metrics_enabled:
+        found.append(Exporter("liap", host.liap.metrics_port, own=False))
     if settings.cadvisor_image:
         found.append(Exporter(CONTAINERS, _PORTS[CONTAINERS]))
-    further = [*settings.scrapes, *(one for system in host.systems for one in getattr(system, "scrapes", ()))]
-    return (*found, *(Exporter(one.job, one.port, path=one.path, own=False) for one in further))
+    return (*found, *(Exporter(one.job, one.port, path=one.path, own=False) for one in settings.scrapes))
 
 
 def has_containers(host: Host) -> bool:
@@ -291,7 +288,7 @@ def has_containers(host: Host) -> bool:
     return bool(
         host.mcbench
         or (host.cricksy and host.cricksy.runs_containers)
-        or getattr(host, "liap", None)
+        or host.liap
         or host.monitoring.runs_containers
         or host.monitoring.cadvisor_image
     )
@@ -307,9 +304,8 @@ def sites(host: Host) -> tuple[Site, ...]:
         found += [(domain, host.gateway.health_path) for domain in host.gateway.domains if not domain.startswith("*.")]
     if host.cricksy and host.cricksy.domains and host.cricksy.domain:
         found.append((host.cricksy.domain, host.cricksy.health_path))
-    liap = getattr(host, "liap", None)
-    if liap is not None and liap.domain:
-        found.append((liap.domain, "/health"))
+    if host.liap and host.liap.domain:
+        found.append((host.liap.domain, "/health"))
     if host.mcbench and "api" in host.mcbench.roles:
         found += [(domain, host.mcbench.health_path) for domain in host.mcbench.api_domains if not domain.startswith("*.")]
     return tuple(Site(domain, path, trusted) for domain, path in found)
@@ -340,6 +336,11 @@ def host_faults(host: Host) -> Iterator[Fault]:
     settings = host.monitoring
     if settings.enabled and not host.base.monitoring_enabled:
         yield Fault("base_monitoring_enabled", "must be True with monitoring_enabled", False, host=host.name)
+    if settings.address and settings.enabled and host.liap and host.liap.metrics_enabled and not host.liap.metrics_networks:
+        yield Fault(
+            "liap_metrics_networks", "is required with monitoring_address: without it the figures stay on loopback", host=host.name,
+            hint=f"write liap_metrics_networks = {list(settings.sources)!r}",
+        )  # fmt: skip
     jobs = {one.job for one in exporters(host)}
     for job, key in ((POSTGRES, "postgres_password"), (REDIS, "redis_password")):
         if job in jobs and not getattr(settings, key):

@@ -13,8 +13,9 @@ import yaml
 from deploys import dashboards, monitoring
 from operations.redis import Instance
 from settings import SettingsError, load_fleet
-from settings.monitoring import exporters, ports, sites
+from settings.monitoring import exporters, has_containers, ports, sites
 from settings.secret import Secret
+from tests.unit import test_liap as liap_tests
 
 ROOT = Path(__file__).parents[2]
 SECRETS = {
@@ -291,6 +292,32 @@ def test_the_whole_of_it_can_be_planned(tmp_path):
     planned = {line.strip().partition("  ")[0] for line in run.stdout.splitlines() if "@fake/" in line and line.strip().startswith("Monitoring |")}
     assert {f"Monitoring | {name}" for name in ("Run Prometheus", "Run Alertmanager", "Run Grafana", "Show how Redis is", "Show how nginx is", "Send the journal")} <= planned
     assert [name for name, secret in SECRETS.items() if secret in run.stdout] == []
+
+
+LIAP = WATCHED | {
+    "monitoring_address": "10.0.0.83",
+    "base_swap_size_mb": 1024,
+    "liap_repository": "registry.example.org/liap-backend",
+    "liap_version": "1.4.0",
+    "liap_domain": "liap.example.org",
+    "liap_metrics_networks": ["10.0.0.5/32"],
+    **{key.lower(): f"env:{key}" for key in liap_tests.ENV if key.startswith("LIAP")},
+}
+
+
+def test_liap_shows_its_own_figures_and_its_containers(monkeypatch):
+    for name, value in liap_tests.ENV.items():
+        monkeypatch.setenv(name, value)
+    found = fleet(more=[("games", ["liap"], LIAP)])
+    assert [(one.job, one.port, one.own) for one in exporters(found["games"])] == [("node", 9100, True), ("nginx", 9113, True), ("liap", 9464, False)]
+    assert ("10.0.0.5/32",) in {port.sources for port in found["games"].exposure if port.port == 9464}
+    assert [one.domain for one in sites(found["games"])] == ["liap.example.org"]
+    assert has_containers(found["games"])
+    assert not has_containers(found["web"])
+    files = monitoring.provisioning(found["watch"].monitoring, found)
+    assert {"dashboards/hostwright-liap.json", "dashboards/hostwright-containers.json"} <= set(files)
+    lines = refused(more=[("games", ["liap"], LIAP | {"liap_metrics_networks": []})])
+    assert any("liap_metrics_networks: is required with monitoring_address" in line and "['10.0.0.5/32']" in line for line in lines), lines
 
 
 def test_containers_are_told_in_prometheus_words():
