@@ -12,12 +12,14 @@ ROOT := $(if $(filter-out 0,$(shell id -u)),sudo -n -E env PATH="$$PATH")
 LAB_TESTS := $(if $(SYSTEM),$(wildcard tests/lab/test_$(SYSTEM).py tests/lab/test_$(SYSTEM)_*.py),tests/lab)
 # The soak in parts, hours in all: what came with a system, and the rest, which every system stands on.
 soak-tests = $(wildcard $(foreach name,$(1),tests/lab/test_$(name).py tests/lab/test_$(name)_*.py))
-SOAK_mcbench := $(call soak-tests,mcbench engine registry published container replicas cleanup backup emulation images)
 SOAK_cricksy := $(call soak-tests,cricksy backup_redis pgcluster redis celery tesseract s3)
-SOAK_mcbench := $(filter-out $(SOAK_cricksy) tests/lab/test_backup.py,$(SOAK_mcbench))
-SOAK_liap := $(call soak-tests,liap compose)
-SOAK_foundation := $(filter-out $(SOAK_mcbench) $(SOAK_cricksy) $(SOAK_liap),$(sort $(wildcard tests/lab/test_*.py)))
-SOAK_PARTS := foundation mcbench cricksy liap
+SOAK_liap := $(call soak-tests,liap compose archive pgbouncer sentinel monitoring exporter prometheus)
+SOAK_codeclashers := $(call soak-tests,codeclashers k3s manifests ci_runner backup_mongodb)
+SOAK_OTHERS := $(SOAK_cricksy) $(SOAK_liap) $(SOAK_codeclashers)
+SOAK_mcbench := $(filter-out $(SOAK_OTHERS) tests/lab/test_backup.py,$(call soak-tests,mcbench engine registry published container \
+	replicas cleanup backup emulation images))
+SOAK_foundation := $(filter-out $(SOAK_mcbench) $(SOAK_OTHERS),$(sort $(wildcard tests/lab/test_*.py)))
+SOAK_PARTS := foundation mcbench cricksy liap codeclashers
 PART ?= $(SOAK_PARTS)
 PYTEST_LAB := $(ROOT) HOSTWRIGHT_LAB_SLOT=$(TEST_SLOT) $(PYTHON) -B -m pytest -p no:cacheprovider
 
@@ -30,7 +32,7 @@ help:
 	@echo 'make demo SYSTEM=mcbench   the same with a fleet of containers; takes minutes'
 	@echo 'make test      lint, unit tests, lab tests (as CI does)'
 	@echo 'make unit | lint | docs'
-	@echo 'make lab-test [SYSTEM=gateway] | soak [PART=foundation|mcbench|cricksy|liap] | bench'
+	@echo 'make lab-test [SYSTEM=gateway] | soak [PART=foundation|mcbench|cricksy|liap|codeclashers] | bench'
 	@echo 'make verify INVENTORY=inventories/prod.py'
 	@echo 'make lab-up | lab-down | clean'
 
