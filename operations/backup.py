@@ -28,10 +28,10 @@ from settings.secret import Secret
 PROGRAM = "/usr/local/lib/hostwright/backup"
 WORK = "/var/cache/hostwright"
 TEXTFILES = "/var/lib/prometheus/node-exporter"
-KINDS = ("sqlite", "directory", "postgres", "bucket", "redis")
+KINDS = ("sqlite", "directory", "postgres", "bucket", "redis", "mongodb")
 
 _FILES = Path(__file__).parents[1] / "files" / "backup"
-_PARTS = ("postgres.py", "bucket.py", "redis.py")
+_PARTS = ("postgres.py", "bucket.py", "redis.py", "mongodb.py")
 _HERE = "# <<< parts >>>\n"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 # restic is to stop by itself and let go of its locks before systemd stops it.
@@ -161,7 +161,47 @@ class Redis:
         return {"SOURCE_PASSWORD": self.password}
 
 
-Server = Postgres | Bucket | Redis
+@dataclass(frozen=True)
+class MongoDB:
+    """
+    A database of a MongoDB server in a pod of Kubernetes, whose container is called ``mongodb``.
+
+    + database: its name; + image: of the server, for the pod that drills restore into
+    + namespace, pod: where it runs; + kubectl: its words on this host
+    + username: who dumps and restores; + password_file: where the container has the password
+    + options: further ones of mongodump and mongorestore, such as ``--ssl``; + url_options: likewise, ``&tls=true…``
+    + pull_secrets: names of secrets that the image is pulled by; + user: number of the server's user
+    """
+
+    database: str
+    image: str
+    namespace: str
+    username: str
+    pod: str = "mongodb-0"
+    kubectl: tuple[str, ...] = ("k3s", "kubectl")
+    password_file: str = "/etc/mongodb/password"
+    options: tuple[str, ...] = ()
+    url_options: str = ""
+    pull_secrets: tuple[str, ...] = ()
+    user: int = 999
+
+    def faults(self) -> list[str]:
+        return [
+            f"mongodb.{key} must be set and without blanks, got {getattr(self, key)!r}"
+            for key in ("database", "image", "namespace", "username", "pod", "password_file")
+            if not re.fullmatch(r"[^\s'\"]+", getattr(self, key))
+        ]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @property
+    def secrets(self) -> dict[str, Secret]:
+        return {}
+
+
+Server = Postgres | Bucket | Redis | MongoDB
 
 
 def program_text() -> str:
@@ -184,7 +224,7 @@ def source_faults(
 ) -> list[str]:
     """Return every rule that the declaration breaks, one line each."""
     faults = []
-    wanted = {"postgres": Postgres, "bucket": Bucket, "redis": Redis}.get(kind)
+    wanted = {"postgres": Postgres, "bucket": Bucket, "redis": Redis, "mongodb": MongoDB}.get(kind)
     if kind in KINDS and type(server) is not (wanted or type(None)):
         faults.append(f"server must be {f'a {wanted.__name__}' if wanted else 'left out'} for kind {kind!r}")
     elif server is not None:
@@ -275,7 +315,7 @@ def job_sandbox(
     beside = [str(Path(path).parent)] if kind == "sqlite" else []
     remote = any(not url.startswith("/") for url in urls)
     # the engine of a container is reached through its socket
-    away = isinstance(server, Bucket) or (
+    away = isinstance(server, (Bucket, MongoDB)) or (
         isinstance(server, Postgres) and not server.container and not server.host.startswith("/")
     )
     return Sandbox(
@@ -318,9 +358,10 @@ def source(
 
     + source: its name, e.g. that of its system
     + policy: the host's ``settings.Backup``: repositories, password, retention, when
-    + kind: ``sqlite`` (one database, copied while it is in use), ``directory``, ``postgres``, ``bucket`` or ``redis``
+    + kind: ``sqlite`` (one database, copied while it is in use), ``directory``, ``postgres``, ``bucket``, ``redis``
+      or ``mongodb``
     + path: the database file or the directory; + owner, group, mode: what a restored one gets
-    + server: the ``Postgres``, ``Bucket`` or ``Redis`` of those kinds
+    + server: the ``Postgres``, ``Bucket``, ``Redis`` or ``MongoDB`` of those kinds
     + minimum: what a good copy has at least: rows by table (``schema.table`` outside of public), ``{"files": n}``,
       ``{"objects": n}``, or ``{"keys": n, "list members": n}`` of Redis
     + units: what a restore stops and, where it ran, starts again: ``x.service``, a pattern like ``x@*.service`` (both

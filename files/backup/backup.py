@@ -96,6 +96,7 @@ class Source:
     postgres: dict[str, Any] = field(default_factory=dict)
     bucket: dict[str, Any] = field(default_factory=dict)
     redis: dict[str, Any] = field(default_factory=dict)
+    mongodb: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tag(self) -> str:

@@ -741,7 +741,7 @@ def test_a_job_reaches_the_network_and_the_key_only_for_a_remote_repository() ->
     ("change", "said"),
     [
         ({"source": "My Shop"}, "source must be"),
-        ({"kind": "mongodb"}, "kind must be one of sqlite, directory"),
+        ({"kind": "cassandra"}, "kind must be one of sqlite, directory"),
         ({"path": "shop.db"}, "path must be absolute"),
         ({"path": "/srv/shop/"}, "path must be absolute"),
         ({"mode": "rw"}, "mode must be octal"),
@@ -767,6 +767,7 @@ def test_source_faults_are_named(change: dict[str, object], said: str) -> None:
 PG = {"server": operation.Postgres("mc_bench", Secret("a-password"), container="mcbench-postgres"), "kind": "postgres", "path": ""}
 S3 = {"server": operation.Bucket("mc-bench", "https://s3.test", Secret("a"), Secret("b")), "kind": "bucket", "path": ""}
 RD = {"server": operation.Redis("mc-broker", Secret("a-password")), "kind": "redis", "path": ""}
+MG = {"server": operation.MongoDB("shop", "registry.test/mongo:7", "shop", "admin"), "kind": "mongodb", "path": ""}
 
 
 @pytest.mark.parametrize(
@@ -788,6 +789,8 @@ RD = {"server": operation.Redis("mc-broker", Secret("a-password")), "kind": "red
         (RD, {"server": replace(RD["server"], instance="My Broker")}, "redis.instance"),
         (RD, {"server": replace(RD["server"], password=Secret.unset())}, "redis.password is not set"),
         (RD, {"server": PG["server"]}, "server must be a Redis"),
+        (MG, {"server": replace(MG["server"], pod="a b")}, "mongodb.pod must be set and without blanks"),
+        (MG, {"server": replace(MG["server"], image="")}, "mongodb.image"),
     ],
 )
 def test_faults_of_servers_are_named(good: dict[str, object], change: dict[str, object], said: str) -> None:
@@ -815,6 +818,34 @@ def test_the_declaration_of_a_server_holds_no_secret_and_is_read_by_the_program(
     assert "secret" not in text
     assert "mc" in _kind(source).where
     assert all(key.startswith("SOURCE_") for key in given["server"].secrets)
+
+
+KUBECTL = """#!/bin/sh
+# kubectl, for one pod: what stands behind -- is what the container would run
+while [ "$1" != -- ]; do shift; done
+shift
+case "$1" in
+env) echo "2026-01-01T00:00:00.000+0000	done dumping shop.orders (3 documents)" >&2; echo dump | gzip ;;
+mongosh) printf 'noise\n{"size": 12, "counts": {"orders": 3}}\n' ;;
+esac
+"""
+
+
+def test_a_dump_of_mongodb_says_what_it_holds_and_a_torn_one_is_found(tmp_path: Path) -> None:
+    kubectl, stage = tmp_path / "kubectl", tmp_path / "stage"
+    kubectl.write_text(KUBECTL)
+    kubectl.chmod(0o755)
+    stage.mkdir()
+    source = backup.Source("shop", "web1", "mongodb", "", "root", "root", "0600", {}, {}, mongodb={**MG["server"].plain, "kubectl": [str(kubectl)]})
+    kind = backup.KINDS["mongodb"](source, backup.Deadline(60), work=tmp_path)
+    assert kind.size() == 12
+    assert kind.where == "database shop in pod mongodb-0"
+    kind.copy(stage)
+    assert kind.inspect(stage).counts == {"orders": 3}
+    assert (stage / "data").stat().st_mode & 0o777 == 0o600
+    (stage / "data").write_bytes((stage / "data").read_bytes()[:-4])
+    with pytest.raises(Failure, match="the dump is damaged"):
+        kind.inspect(stage)
 
 
 def test_the_secrets_of_a_source_are_not_its_repositorys(shop) -> None:
