@@ -9,6 +9,8 @@ from pyinfra import host
 
 from deploys import current
 from deploys.base import base
+from deploys.ci_runner import ci_runner
+from deploys.codeclashers import codeclashers
 from deploys.cricksy import cricksy
 from deploys.docker_engine import docker_engine
 from deploys.gateway import gateway
@@ -32,11 +34,13 @@ base()
 if "gateway" in host.groups:
     gateway()
 cricksy_settings = current().cricksy
+runner_settings = current().ci_runner
 if (
     current().mcbench is not None
     or (cricksy_settings is not None and cricksy_settings.runs_containers)
     or current().liap is not None
     or current().monitoring.runs_containers
+    or (runner_settings is not None and runner_settings.docker)
 ):
     docker_engine()
 if current().mcbench is not None:
@@ -47,5 +51,9 @@ if current().k3s is not None:
     k3s()
 if current().liap is not None:
     liap()
+if current().codeclashers is not None:
+    codeclashers()
+if runner_settings is not None:
+    ci_runner()
 if current().monitoring.enabled or current().monitoring.is_server:
     monitoring()

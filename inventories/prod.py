@@ -65,3 +65,6 @@ liap = [("liap-1", {"ssh_hostname": "192.0.2.83", "liap_domain": "liap.example.o
 
 # Watches the hosts above that have monitoring_enabled (docs/monitoring.md).
 monitoring = [("watch-1", {"ssh_hostname": "192.0.2.81", "monitoring_address": "10.0.0.81"})]
+
+# codeclashers: a server of its Kubernetes cluster, whose kubectl applies the manifests.
+codeclashers = [("codeclashers-1", {"ssh_hostname": "192.0.2.61"})]

@@ -15,6 +15,8 @@ reference.py       writes docs/settings.md
 from settings.backup import Backup
 from settings.base import Admin, Base
 from settings.certificate import Certificate
+from settings.ci_runner import CiRunner
+from settings.codeclashers import Codeclashers
 from settings.cricksy import Cricksy
 from settings.docker import AddressPool, Docker, Registry
 from settings.errors import Fault, SettingsError
@@ -34,6 +36,8 @@ __all__ = [
     "Backup",
     "Base",
     "Certificate",
+    "CiRunner",
+    "Codeclashers",
     "Cricksy",
     "Docker",
     "Fault",

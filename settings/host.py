@@ -13,6 +13,8 @@ from settings import monitoring as watching
 from settings.backup import Backup
 from settings.base import Base
 from settings.certificate import Certificate
+from settings.ci_runner import CiRunner
+from settings.codeclashers import Codeclashers
 from settings.cricksy import GROUPS as CRICKSY_GROUPS
 from settings.cricksy import Cricksy
 from settings.cricksy import fleet_faults as cricksy_faults
@@ -42,16 +44,17 @@ COMMON: dict[str, type[Section]] = {
 }
 """Sections of every host."""
 
-SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench, "cricksy": Cricksy, "k3s": K3s, "liap": Liap}
+SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench, "cricksy": Cricksy, "k3s": K3s, "liap": Liap, "codeclashers": Codeclashers, "ci_runner": CiRunner}
 """Sections of the hosts in the groups of a system. A new system is added here and as a field of Host."""
 
 SYSTEM_GROUPS: dict[str, tuple[str, ...]] = {
     "gateway": ("gateway",), "mcbench": MCBENCH_GROUPS, "cricksy": CRICKSY_GROUPS, "k3s": K3S_GROUPS, "liap": ("liap",),
+    "codeclashers": ("codeclashers",), "ci_runner": ("ci_runner",),
 }  # fmt: skip
 """The groups whose hosts a system runs on: one of its own name, or one for each of its roles."""
 
 SECTIONS = COMMON | SYSTEMS
-ROLE_GROUPS = ("ci_runner", watching.GROUP)
+ROLE_GROUPS = (watching.GROUP,)
 """Groups without settings of their own yet."""
 
 EXPERIMENTAL_GROUPS = frozenset({"lab", "dev"})
@@ -77,6 +80,8 @@ class Host:
     cricksy: Cricksy | None = None
     k3s: K3s | None = None
     liap: Liap | None = None
+    codeclashers: Codeclashers | None = None
+    ci_runner: CiRunner | None = None
 
     @property
     def systems(self) -> tuple[Section, ...]:
@@ -200,6 +205,7 @@ def _backup_faults(host: Host) -> Iterator[Fault]:
         "cricksy": host.cricksy is not None and (host.cricksy.runs_postgres or host.cricksy.runs_redis),
         "k3s": host.k3s is not None and host.k3s.role == "server",
         "liap": host.liap is not None and host.liap.keeps_archive,
+        "codeclashers": host.codeclashers is not None and host.codeclashers.backup_mongodb_enabled,
     }
     wanted = [system for system, needs in has_data.items() if needs]
     if wanted and host.backup.enabled and not host.backup.password:

@@ -478,15 +478,15 @@ def test_debug_is_allowed_where_nothing_depends_on_it(group):
 def test_forwarding_stays_on_where_containers_run():
     data = {"base_sysctl": {"net.ipv4.ip_forward": "0"}}
     assert report(data) == []
-    assert report(data, groups=("gateway", "ci_runner")) == [
-        "base_sysctl.net.ipv4.ip_forward: must not be 0: containers need it on host web1, got '0'"
-    ]
+    assert "base_sysctl.net.ipv4.ip_forward: must not be 0: containers need it on host web1, got '0'" in report(
+        data, groups=("gateway", "ci_runner")
+    )
 
 
 def test_settings_of_a_system_elsewhere_are_no_fault_but_its_typos_are():
     # --data gateway_version=… reaches every host of the inventory
-    assert report({}, groups=("ci_runner",)) == []
-    assert report({"gateway_wokers": 1}, groups=("ci_runner",)) == [
+    assert report({}, groups=("elsewhere",)) == []
+    assert report({"gateway_wokers": 1}, groups=("elsewhere",)) == [
         "gateway_wokers: unknown setting on host web1, did you mean gateway_workers?"
     ]
 
@@ -559,7 +559,7 @@ def test_models_hold_what_was_written():
 
 def test_host_without_systems_has_the_common_sections_only():
     host = load_host(
-        "runner-1", ["ci_runner"], {"base_ssh_ports": [2222], "base_ssh_sources": ["10.0.0.0/8"]}
+        "web9", ["elsewhere"], {"base_ssh_ports": [2222], "base_ssh_sources": ["10.0.0.0/8"]}
     )
     assert host.gateway is None
     assert [(port.port, port.sources, port.why) for port in host.exposure] == [(2222, ("10.0.0.0/8",), "ssh")]

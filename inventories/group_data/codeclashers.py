@@ -1,0 +1,17 @@
+"""Hosts of the group codeclashers: one server of each cluster."""
+
+codeclashers_registry = "ghcr.io/example"
+codeclashers_version = "1.4.0"
+codeclashers_registry_username = "example-puller"
+codeclashers_registry_password = "env:REGISTRY_PASSWORD"
+codeclashers_s3_bucket_name = "codeclashers-example"
+
+codeclashers_redis_password = "env:REDIS_PASSWORD"
+codeclashers_judge0_postgres_password = "env:JUDGE0_POSTGRES_PASSWORD"
+codeclashers_mongodb_password = "env:MONGODB_PASSWORD"
+codeclashers_openai_api_key = "env:OPENAI_API_KEY"
+codeclashers_internal_service_secret = "env:INTERNAL_SERVICE_SECRET"
+codeclashers_bot_service_secret = "env:BOT_SERVICE_SECRET"
+codeclashers_colyseus_reservation_secret = "env:COLYSEUS_RESERVATION_SECRET"
+codeclashers_aws_access_key_id = "env:AWS_ACCESS_KEY_ID"
+codeclashers_aws_secret_access_key = "env:AWS_SECRET_ACCESS_KEY"

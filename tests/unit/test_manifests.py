@@ -1,0 +1,126 @@
+"""What the programs about manifests decide on a host, without a cluster."""
+
+from __future__ import annotations
+
+import base64
+import json
+import types
+
+import pytest
+
+from facts.manifests import Manifests, ManifestsState, question
+from operations.script import FILES
+from settings.secret import Secret
+
+program = types.ModuleType("manifests_program")
+for _name in ("cluster.py", "registry.py", "rollout.py", "apply.py"):
+    exec(compile((FILES / "manifests" / _name).read_text(), _name, "exec"), program.__dict__)
+READY = {"conditions": [{"type": "Ready", "status": "True"}]}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("500m", 0.5), ("2", 2), ("512Mi", 2**29), ("1Gi", 2**30), ("1G", 10**9), ("100k", 10**5), ("", 0)],
+)
+def test_quantities(text, number):
+    assert program.quantity(text) == pytest.approx(number)
+
+
+def test_requests_count_the_largest_init_container_or_all_others():
+    def container(cpu: str) -> dict:
+        return {"resources": {"requests": {"cpu": cpu, "memory": "1Mi"}}}
+
+    assert program.requests({"containers": [container("100m"), container("200m")]}) == (300, 2 * 2**20)
+    assert program.requests({"containers": [container("100m")], "initContainers": [container("2")]}) == (2000, 2**20)
+    assert program.requests({"containers": [{}]}) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"kind": "List", "items": [{"kind": "A"}, {"kind": "B"}]}', '{"kind": "A"}\n{"kind": "B"}\n', '{"kind": "AList", "items": [{"kind": "A"}]} {"kind": "B"}']
+)
+def test_kubectls_json_is_read_in_all_its_forms(text):
+    assert [item["kind"] for item in program.listed(text)] == ["A", "B"]
+    assert program.listed("") == []
+
+
+def test_what_the_server_writes_by_itself_is_no_difference():
+    one = {"metadata": {"name": "a", "generation": 1, "resourceVersion": "1", "managedFields": [1]}, "spec": {"replicas": 2}, "status": {"x": 1}}
+    other = {"metadata": {"name": "a", "generation": 2, "uid": "u"}, "spec": {"replicas": 2}}
+    assert program.differing(program.bare(one), program.bare(other)) == []
+    other["spec"] = {"replicas": 3, "list": [1]}
+    assert program.differing(program.bare(one), program.bare(other)) == ["spec.list", "spec.replicas"]
+
+
+def test_a_revision_holds_no_secret():
+    secret = {"kind": "Secret", "metadata": {"name": "s-1"}, "data": {"a": "Y2FuYXJ5"}}
+    files = [{"name": "secrets", "objects": [secret]}]
+    assert "Y2FuYXJ5" not in json.dumps(program.without_secrets(files))
+    assert program.digest(files) == program.digest([{"name": "secrets", "objects": [{**secret, "data": {"a": "eA=="}}]}])
+    assert program.digest(files) != program.digest([{"name": "secrets", "objects": [{**secret, "metadata": {"name": "s-2"}}]}])
+
+
+def deployment(**status: int) -> dict:
+    return {"kind": "Deployment", "metadata": {"generation": 2}, "spec": {"replicas": 2}, "status": {"observedGeneration": 2, **status}}
+
+
+@pytest.mark.parametrize(
+    ("item", "done"),
+    [
+        (deployment(updatedReplicas=2, replicas=2, availableReplicas=2), True),
+        (deployment(updatedReplicas=2, replicas=3, availableReplicas=3), False),
+        (deployment(updatedReplicas=1, replicas=2, availableReplicas=2), False),
+        (deployment(updatedReplicas=2, replicas=2, availableReplicas=1), False),
+        ({**deployment(updatedReplicas=2, replicas=2, availableReplicas=2), "metadata": {"generation": 3}}, False),
+        ({"kind": "StatefulSet", "metadata": {"generation": 1}, "spec": {"replicas": 1}, "status": {"observedGeneration": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "a"}}, True),
+        ({"kind": "StatefulSet", "metadata": {"generation": 1}, "spec": {"replicas": 1}, "status": {"observedGeneration": 1, "readyReplicas": 1, "currentRevision": "a", "updateRevision": "b"}}, False),
+    ],
+)  # fmt: skip
+def test_when_a_workload_is_rolled_out(item, done):
+    assert program.is_done(item) is done
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ({"containerStatuses": [{"state": {"running": {}}}]}, ""),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}, ""),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}}]}, "ErrImagePull: no such image"),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}, "lastState": {"terminated": {"exitCode": 3}}}]}, "CrashLoopBackOff, it ended with status 3: back-off"),
+        ({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}]}, "no node takes it: 0/1 nodes"),
+    ],
+)  # fmt: skip
+def test_what_waiting_does_not_bring(status, said):
+    assert program.hopeless({"status": status}) == said
+
+
+def test_reports_hide_the_values_of_secrets():
+    value = base64.b64encode(b"requirepass canary-0123456789\nport 1").decode()
+    hidden = program.hidden_values([{"name": "s", "objects": [{"kind": "Secret", "data": {"redis.conf": value}}]}])
+    assert program.masked("started with canary-0123456789 on port 1", hidden) == "started with *MASKED* on port 1"
+
+
+@pytest.mark.parametrize(
+    ("image", "base", "name", "reference"),
+    [
+        ("docker.io/library/redis:7", "https://registry-1.docker.io/v2", "library/redis", "7"),
+        ("ghcr.io/team/a-b:1.0", "https://ghcr.io/v2", "team/a-b", "1.0"),
+        ("registry.test:5000/team/a@sha256:" + "a" * 64, "https://registry.test:5000/v2", "team/a", "sha256:" + "a" * 64),
+        ("ghcr.io/team/a:1@sha256:" + "b" * 64, "https://ghcr.io/v2", "team/a", "sha256:" + "b" * 64),
+    ],
+)
+def test_an_image_is_taken_apart_as_its_registry_wants_it(image, base, name, reference):
+    found = program.ImageRegistry(image, None)
+    assert (found.base, found.name, found.reference) == (base, name, reference)
+
+
+def test_an_account_goes_to_its_own_registry_alone():
+    account = ("ghcr.io", "puller", "secret")
+    assert program.ImageRegistry("ghcr.io/team/a:1", account).account == account
+    assert program.ImageRegistry("docker.io/library/redis:7", account).account is None
+
+
+def test_the_question_holds_secrets_and_its_fact_shows_none():
+    text = question({"account": ("ghcr.io", "puller", Secret("canary"))})
+    assert "canary" in text
+    assert "canary" not in Manifests().command(application="shop")
+    assert Manifests().process(['{"engine": true, "revision": 3}']) == ManifestsState(engine=True, revision=3)
