@@ -118,12 +118,23 @@ def home(number):
     return f"{HOMES}/{number}"
 
 
+def directory(path, mode):
+    """Make a directory with a mode, whatever the umask."""
+    os.makedirs(path, exist_ok=True)
+    os.chmod(path, mode)
+
+
 def wipe(number):
-    """Remove a runner's files. Nothing of a job's is followed out of its home."""
+    """Empty a runner's home, which its unit has as a mount. Nothing of a job's is followed out of it."""
     end_processes(number)
-    shutil.rmtree(home(number), ignore_errors=True)
-    if os.path.lexists(home(number)):
-        raise Failure(f"{home(number)} cannot be removed")
+    for entry in os.listdir(home(number)) if os.path.isdir(home(number)) else ():
+        path = f"{home(number)}/{entry}"
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+        if os.path.lexists(path):
+            raise Failure(f"{path} cannot be removed")
 
 
 def release(settings):
@@ -138,15 +149,13 @@ def release(settings):
 def lay_out(settings, number):
     """Copy the release: the runner writes beside its own programs."""
     its = account(number)
-    os.makedirs(HOMES, mode=0o755, exist_ok=True)
-    fresh = f"{HOMES}/.{number}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    subprocess.run(["cp", "-a", "--reflink=auto", release(settings), fresh], check=True)
+    directory(HOMES, 0o755)
+    directory(home(number), 0o700)
+    subprocess.run(["cp", "-a", "--reflink=auto", f"{release(settings)}/.", home(number)], check=True)
     for name in ("_work", "home"):
-        os.makedirs(f"{fresh}/{name}", exist_ok=True)
-    subprocess.run(["chown", "-R", "--no-dereference", f"{its.pw_uid}:{its.pw_gid}", fresh], check=True)
-    os.chmod(fresh, 0o700)
-    os.rename(fresh, home(number))
+        os.makedirs(f"{home(number)}/{name}", exist_ok=True)
+    subprocess.run(["chown", "-R", "--no-dereference", f"{its.pw_uid}:{its.pw_gid}", home(number)], check=True)
+    os.chmod(home(number), 0o700)
 
 
 def variables(settings, number):
@@ -166,10 +175,10 @@ def prepare(number):
         lay_out(settings, number)
         register(settings, number, its)
     if settings["cache"]:
-        os.makedirs(CACHES, mode=0o755, exist_ok=True)
-        os.makedirs(f"{CACHES}/{number}", mode=0o700, exist_ok=True)
+        directory(CACHES, 0o755)
+        directory(f"{CACHES}/{number}", 0o700)
         os.chown(f"{CACHES}/{number}", its.pw_uid, its.pw_gid)
-    os.makedirs(RUN, mode=0o755, exist_ok=True)
+    directory(RUN, 0o755)
     with open(f"{RUN}/{number}.env", "w") as file:
         file.write("".join(f'{key}="{value}"\n' for key, value in variables(settings, number).items()))
     with open(f"{RUN}/{number}.mark", "w") as file:
@@ -225,7 +234,8 @@ def remove(number):
     elif os.path.exists(f"{home(number)}/.runner"):
         sys.stderr.write(f"ci-runner: {title(settings, number)} is still in the list: without an access token it cannot be taken out, do so in the web\n")
     wipe(number)
-    shutil.rmtree(f"{CACHES}/{number}", ignore_errors=True)
+    for path in (home(number), f"{CACHES}/{number}"):
+        shutil.rmtree(path, ignore_errors=True)
     for name in (f"{HOMES}/.{number}.mark", f"{RUN}/{number}.env", f"{RUN}/{number}.mark"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)

@@ -6,7 +6,7 @@ from settings import CiRunner, Host
 from tests.verify.conftest import Machine
 
 SYSTEM = "ci_runner"
-MOST_EXPOSURE = 3.0
+MOST_EXPOSURE = 1.5
 
 
 def _runner(settings: Host) -> CiRunner:
