@@ -126,8 +126,10 @@ def test_prometheus_asks_every_host_for_what_it_has():
 
 def test_a_host_on_loopback_is_asked_by_itself_alone():
     found = fleet()
-    alone = load_fleet([("alone", [], {"ssh_hostname": "a"})])
-    assert "alone" not in str(monitoring.targets({**found, **alone}, "watch"))
+    data = {"ssh_hostname": "a", "monitoring_enabled": True, "monitoring_webhook_url": "env:MONITORING_WEBHOOK_URL"}
+    both = {**found, **load_fleet([("alone", ["monitoring"], data)])}
+    assert "alone" not in str(monitoring.targets(both, "watch"))
+    assert "alone" in str(monitoring.targets(both, "alone"))
 
 
 def test_ipv6_addresses_have_brackets():
