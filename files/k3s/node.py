@@ -42,6 +42,17 @@ def matches(selector, labels):
     return True
 
 
+def budgets(seconds=30):
+    """The PodDisruptionBudgets once their figures are those of what they ask for: a new one has none yet, and would block unseen."""
+    end = time.monotonic() + seconds
+    while True:
+        found = get("poddisruptionbudgets", "-A")["items"]
+        behind = [one for one in found if (one.get("status") or {}).get("observedGeneration", 0) < one["metadata"].get("generation", 0)]
+        if not behind or time.monotonic() > end:
+            return found
+        time.sleep(1)
+
+
 def obstacles(node):
     """Return what would keep the node from being emptied for ever, one line each, before anything is done."""
     lines = []
@@ -55,7 +66,7 @@ def obstacles(node):
         if not owners:
             lines.append(f"pod {name} belongs to nobody and would be lost: delete it, or make it a Deployment")
         movable.append(pod)
-    for budget in get("poddisruptionbudgets", "-A")["items"]:
+    for budget in budgets():
         space, status = budget["metadata"]["namespace"], budget.get("status") or {}
         covered = [p for p in movable if p["metadata"]["namespace"] == space and matches(budget["spec"].get("selector"), p["metadata"].get("labels") or {})]
         expected, needed = status.get("expectedPods", 0), status.get("desiredHealthy", 0)

@@ -410,6 +410,18 @@ def test_what_would_block_a_drain_is_said_before_anything_is_done(cluster, said,
     assert cluster.said == []
 
 
+def test_a_budget_without_figures_yet_is_waited_for(monkeypatch):
+    new, counted = budget(0, 0), budget(2, 2)
+    new["metadata"] = counted["metadata"] = {**counted["metadata"], "generation": 1}
+    counted["status"]["observedGeneration"] = 1
+    cluster, names = Cluster(pod("web-1"), budgets=[new]), program("node")
+    names["kubectl"] = cluster
+    monkeypatch.setattr(names["time"], "sleep", lambda _seconds: cluster.lists.update(poddisruptionbudgets={"items": [counted]}))
+    with pytest.raises(SystemExit):
+        names["main"]({"action": "leave", "node": "w1", "seconds": 10, "reason": "test"})
+    assert cluster.said == []
+
+
 def test_budgets_of_other_pods_and_pods_of_the_node_itself_block_nothing():
     cluster = Cluster(pod("web-1"), pod("log", "DaemonSet", "db"), budgets=[budget(1, 1, "db"), budget(0, 0)])
     leave(cluster)
