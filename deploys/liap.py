@@ -16,19 +16,22 @@ from pyinfra.api import DeployError, deploy
 from pyinfra.operations import files as pyinfra_files
 from pyinfra.operations import server
 
-from deploys import current, liap_stacks, mcbench_external
+from deploys import archive, current, liap_stacks, mcbench_external
 from facts.compose import Compose
+from operations import archive as archives
 from operations import backup, certificate, compose, dpkg, fileset, nginx
 from operations.compose import Drain
 from operations.fileset import Directory
 from operations.nginx import Location, Upstream
 from operations.template import render
 from settings import Backup, Certificate, Liap
+from settings.archive import Filesystem, Postgres, Retention
 from settings.liap import APP_PORT
 from settings.secret import Secret
 
 PROJECT = "liap"
 USER = "liap"
+ARCHIVE = "liap-archive"
 # What the entrypoints of Redis and PostgreSQL need while they are root: to hand their data to a user, and to become it.
 _ENTRYPOINT = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"]
 _LOG = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}}
@@ -53,9 +56,10 @@ def liap() -> None:
     _external(settings)
     _archive_directory(settings)
     _stack(settings)
+    # Next: until it is there, games that are over wait in the backend's memory.
+    _archive(settings, current().backup)
     _site(settings)
     _other_stacks(settings)
-    _backup(settings, current().backup)
     # Last, since it needs nginx to answer from outside: where it fails, all else is done and served self-signed.
     _certificate(settings, current().certificate)
 
@@ -361,31 +365,31 @@ def _certificate(settings: Liap, wanted: Certificate) -> None:
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def _backup(settings: Liap, policy: Backup) -> None:
-    """The archive, where it is on this host."""
+def archive_backend(settings: Liap) -> Filesystem | Postgres | None:
+    """Return where completed games are kept on this host, if they are."""
     if settings.runs_postgres:
-        backup.source(
-            "liap-archive",
-            policy=policy,
-            kind="postgres",
-            server=backup.Postgres(
-                database=settings.postgres_db,
-                password=settings.postgres_backup_password,
-                container=f"{PROJECT}-postgres-1",
-                admin=settings.postgres_user,
-            ),
-            present=policy.enabled,
-            name="Back up the archive",
-        )
-    elif settings.keeps_archive:
-        backup.source(
-            "liap-archive",
-            policy=policy,
-            kind="directory",
-            path=settings.archive_directory,
+        return Postgres(settings.postgres_db, container=f"{PROJECT}-postgres-1", admin=settings.postgres_user)
+    return Filesystem(settings.archive_directory) if settings.keeps_archive else None
+
+
+def _archive(settings: Liap, policy: Backup) -> None:
+    """The archive, where it is on this host: its schema, its backup, and what goes when its time is over."""
+    backend = archive_backend(settings)
+    is_kept = backend is not None and policy.enabled
+    for kind in (Postgres.kind, Filesystem.kind):
+        if not (backend and is_kept and backend.kind == kind):
+            # Copies and what is archived stay.
+            archives.retention(f"{ARCHIVE}-{kind}", present=False, name="Keep no limit of an archive that is elsewhere")
+            backup.source(f"{ARCHIVE}-{kind}", present=False, name="Back up no archive that is elsewhere")
+    if backend and is_kept:
+        archive.archive(
+            f"{ARCHIVE}-{backend.kind}",
+            backend,
+            Retention(days=settings.archive_retention_days),
+            backups=policy,
+            password=settings.postgres_backup_password,
             owner=USER,
-            group=USER,
-            mode="0750",
-            present=policy.enabled,
-            name="Back up the archive",
         )
+    elif isinstance(backend, Postgres):
+        # Nothing goes from an archive that is not backed up.
+        archives.schema(backend, name="Make the archive's schema")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab import network
+from tests.lab import canary, network
 from tests.lab.lab import Lab
 from tests.lab.liap_site import Players, Site, names, play, site_of, wait_until
 from tests.lab.s3server import S3Server
@@ -74,6 +75,24 @@ def test_from_a_host_with_docker_to_a_hundred_games_in_files(site: Site) -> None
     limits = json.loads(host.run("docker inspect liap-backend-1").stdout)[0]["HostConfig"]
     assert limits["Memory"] == 320 * 1024**2
     assert limits["ReadonlyRootfs"] is True
+
+
+def test_no_secret_stands_where_it_should_not(liap: Site) -> None:
+    host, secrets = liap.host, {key: value for key, value in liap.secrets.items() if key.startswith("LIAP_REDIS")}
+    # every run that changes something, seen from the host's process table
+    with canary.sampled(host, secrets) as samples:
+        run = liap.run(max_active_games=9999)
+    assert run.ok, run
+    assert canary.in_text(run.stdout + run.stderr, secrets) == []
+    assert samples.arguments == set()
+    for path, mode in canary.files(host, secrets).items():
+        is_own = re.match(r"/etc/hostwright/compose/liap/", path) and (mode.startswith("600 root") or "/files/" in path)
+        is_engines = path.startswith(("/var/lib/docker/", "/var/lib/containerd/", "/run/docker", "/run/containerd"))
+        assert is_own or is_engines, (path, mode)
+        # whatever its own mode: a directory above it keeps everybody else out
+        assert host.run(f"setpriv --reuid=65534 --regid=65534 --clear-groups head -c 1 '{path}'", check=False).returncode != 0, path
+    # what is mounted must be read by whoever the container is: above it all is root's alone
+    assert host.run("stat -c '%a %U' /etc/hostwright/compose/liap").stdout == "700 root\n"
 
 
 def test_upgrade_waits_for_fifty_active_games(liap: Site) -> None:
@@ -163,6 +182,22 @@ def test_start_stop_status_and_reset_by_hand(liap: Site) -> None:
     assert len(play(liap, 10).finished) == 10
 
 
+def test_archive_in_postgresql(liap: Site) -> None:
+    run = liap.run(archive_backend="postgresql")
+    assert run.ok, run
+    before = liap.ids()
+    assert sorted(before) == ["liap-backend-1", "liap-postgres-1", "liap-redis-1"]
+    run = liap.run(archive_backend="postgresql")
+    assert (run.changed, liap.ids()) == ([], before)
+    report = play(liap, 100)
+    assert (len(report.finished), report.lost) == (100, [])
+    ask = "docker exec liap-postgres-1 psql -U archive -d liap_archive -At -c"
+    rows = f"{ask} 'SELECT game_id FROM archive.completed_games'"
+    wait_for("all games in the database", lambda: set(liap.host.run(rows).stdout.split()) >= report.finished, 30)
+    assert liap.host.run(f"{ask} 'SELECT count(*) FROM archive.game_events'").stdout == "500\n"
+    assert not is_open(liap.host.address, 5432)
+
+
 def test_archive_in_s3(lab: Lab, liap: Site) -> None:
     server = S3Server(lab.slot, network.gateway(lab.slot)).start()
     try:
@@ -189,6 +224,27 @@ def test_archive_in_s3(lab: Lab, liap: Site) -> None:
         wait_for("all games in the bucket", lambda: names(keys()) >= report.finished, 30)
     finally:
         server.stop()
+
+
+def test_the_guides_dev_and_test_stacks(liap: Site) -> None:
+    host = liap.host
+    runner = liap.registry.image("liap-backend", "1.0.0")
+    settings: dict[str, object] = {
+        "stacks": ["dev", "test"],
+        "stack_profiles": ["archive"],
+        "stack_password": "env:LIAP_STACK_PASSWORD",
+        "stack_images": {"s3": liap.registry.image("s3", "1")},
+    }
+    assert runner
+    run = liap.run(**settings)
+    assert run.ok, run
+    running = set(host.run("docker ps --format '{{.Names}}'").stdout.split())
+    assert {"liap-dev-redis-1", "liap-dev-postgres-archive-1", "liap-dev-s3-1", "liap-test-postgres-test-1", "liap-test-redis-test-1"} <= running
+    assert {port for port in (5432, 5434, 6379, 6380, 9000) if is_open(host.address, port)} == set()
+    assert liap.run(**settings).changed == []
+    run = liap.run()
+    assert run.ok, run
+    assert {name for name in host.run("docker ps --format '{{.Names}}'").stdout.split() if "dev" in name or "test" in name} == set()
 
 
 def test_killed_while_games_are_drained(liap: Site, tmp_path: Path) -> None:
