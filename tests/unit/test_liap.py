@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 from unittest import mock
 from urllib.parse import unquote, urlsplit
@@ -15,6 +18,7 @@ from operations import compose
 from settings import Liap, SettingsError, load_host
 from settings.secret import Secret
 
+ROOT = Path(__file__).parents[2]
 ENV = {
     "LIAP_REDIS_PASSWORD": "p/ss@redis#password",
     "LIAP_POSTGRES_PASSWORD": "p/ss@postgres#password",
@@ -158,3 +162,20 @@ def test_somebody_elses_services_are_asked_for():
     assert deploys.questions(load())[0]["host"] == "s3.us-east-1.amazonaws.com"
     found = deploys.questions(load(archive_backend="postgresql", postgres_host="10.0.0.9", postgres_port=6432))
     assert (found[0]["host"], found[0]["port"], found[0]["database"]) == ("10.0.0.9", 6432, "liap_archive")
+
+
+# not filesystem: a host that is none has no useradd
+@pytest.mark.parametrize("backend", ["s3", "postgresql"])
+def test_the_whole_of_it_can_be_planned(tmp_path, backend):
+    data = {**GOOD, "liap_archive_backend": backend, "fake_delay": 0, "fake_delay_jitter": 0}
+    (tmp_path / "inventory.py").write_text(f"liap = [('@fake/liap', {data!r})]\n")
+    (tmp_path / "deploy.py").write_text("from deploys.liap import liap, preflight\npreflight()\nliap()\n")
+    run = subprocess.run(
+        [Path(sys.executable).with_name("pyinfra"), "--dry", tmp_path / "inventory.py", tmp_path / "deploy.py"], cwd=ROOT, text=True,
+        capture_output=True, stdin=subprocess.DEVNULL, timeout=120, env={**os.environ, **ENV, "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    said = run.stdout + run.stderr
+    assert "Traceback" not in said, said
+    assert "Not planned" not in said, said
+    assert "liap | Run the stack" in said
+    assert ("Keep the archive as long as its policy" in said) == (backend != "s3")
