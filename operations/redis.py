@@ -8,10 +8,11 @@ checks come in through the Unix socket.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from ipaddress import ip_address
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 
 from pyinfra import host
 from pyinfra.api import OperationError, OperationValueError, StringCommand, operation
@@ -19,6 +20,7 @@ from pyinfra.api import OperationError, OperationValueError, StringCommand, oper
 from facts.redis import PROGRAM, RedisInstance, RedisState
 from operations import fileset, script, template, unit
 from operations.fileset import Absent, Directory, Entry, File
+from settings.exposure import Port
 from settings.secret import Secret
 
 POLICIES = (
@@ -26,12 +28,21 @@ POLICIES = (
     "volatile-ttl",
 )  # fmt: skip
 SECRETS = "/etc/hostwright/redis"
+ROLE_PROGRAM = "/usr/local/lib/hostwright/redis-role"
 PASSWORD_LENGTH = 16
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _RULE = re.compile(r"[+\-~&%@a-zA-Z0-9_|:*.{}\[\]?^-]+")
 # Everything that a client of an application does, and nothing that is the operator's.
 CLIENT_RULES = ("~*", "+@all", "-@admin", "-@dangerous", "+info", "+keys")
+# In a group also what clients of sentinels ask a server first: whether it still is the primary.
+GROUP_CLIENT_RULES = (*CLIENT_RULES, "+role")
+# What Redis's own documentation gives to a replica, and to a sentinel, at the server that they watch.
+REPLICA, REPLICA_RULES = "replica", ("+psync", "+replconf", "+ping")
+SENTINEL, SENTINEL_RULES = "sentinel", (
+    "+multi", "+slaveof", "+ping", "+exec", "+subscribe", "+config|rewrite", "+role", "+publish", "+info", "+client|setname",
+    "+client|kill", "+script|kill",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,88 @@ class Tls:
 
 
 @dataclass(frozen=True)
+class Group:
+    """
+    Hosts whose instances of one name hold the same data: one is the primary, which one the sentinels say (``operations.sentinel``).
+
+    + address: of this host, by which the others know it; + peers: of all of them, at least three, this host's as well; the
+      first one is the primary until there were sentinels to say so
+    + ca: certificate of the authority that signed those of all hosts, in PEM
+    + replica_password, sentinel_password: with which replicas and sentinels come to Redis; made into its users ``replica`` and
+      ``sentinel``; + ask_password: with which clients ask the sentinels, and they each other
+    + sentinel_port: where they are asked
+    + quorum: how many sentinels must have lost the primary; 0: more than half. Another one is only elected by more than half
+    + down_after_ms: how long it must not have answered (ms)
+    + failover_ms: how long a failover may take before another is tried (ms)
+    + min_replicas: how many replicas must have been heard of in the last 10 s for the primary to take a write: one that was
+      cut off from all others stops. 0: it goes on, and what it takes meanwhile is lost
+    """
+
+    address: str
+    peers: Sequence[str]
+    ca: str
+    replica_password: Secret
+    sentinel_password: Secret
+    ask_password: Secret
+    sentinel_port: int = 26379
+    quorum: int = 0
+    down_after_ms: int = 5000
+    failover_ms: int = 30000
+    min_replicas: int = 1
+
+    @property
+    def votes(self) -> int:
+        return self.quorum or len(self.peers) // 2 + 1
+
+    @property
+    def failover_seconds(self) -> int:
+        """How long clients may be without a primary when its host is lost: until it is missed, and ten seconds to elect another."""
+        return self.down_after_ms // 1000 + 10
+
+    def ports(self, port: int = 6379, clients: Sequence[str] = ()) -> tuple[Port, ...]:
+        """Return what the peers, and clients in these networks, must reach on this host: for its exposure."""
+        sources = (*(str(ip_network(peer)) for peer in self.peers), *clients)
+        return (
+            Port(port=port, sources=sources, why="Redis: its replicas, sentinels and clients"),
+            Port(port=self.sentinel_port, sources=sources, why="sentinels, and clients that ask for the primary"),
+        )
+
+    def faults(self) -> list[str]:
+        """Return every rule that is broken, one line each."""
+        faults = []
+        for address in (self.address, *self.peers):
+            try:
+                wrong = ip_address(address).is_unspecified or ip_address(address).is_loopback
+            except ValueError:
+                wrong = True
+            if wrong:
+                faults.append(f"group: must be addresses by which other hosts reach this one, got {address!r}")
+        if len(set(self.peers)) < 3 or len(set(self.peers)) != len(self.peers):
+            faults.append(f"group.peers must be three hosts or more: of two, neither can outvote the other, got {', '.join(self.peers)}")
+        if self.address not in self.peers:
+            faults.append(f"group.peers must hold this host's address too, got {self.address!r}")
+        if "BEGIN CERTIFICATE" not in self.ca:
+            faults.append("group.ca must be a certificate in PEM")
+        secrets = {key: getattr(self, key) for key in ("replica_password", "sentinel_password", "ask_password")}
+        faults += [
+            f"group.{key} must have {PASSWORD_LENGTH} printable characters or more, without blanks, quotes and backslashes"
+            for key, value in secrets.items()
+            if not value.resolved or not re.fullmatch(rf"[!#-&(-\[\]-~]{{{PASSWORD_LENGTH},}}", value.unmask())
+        ]
+        if not 1 <= self.sentinel_port <= 65535:
+            faults.append(f"group.sentinel_port must be 1 to 65535, got {self.sentinel_port!r}")
+        if not 0 <= self.quorum <= len(self.peers):
+            faults.append(f"group.quorum must be 0 (more than half) to the number of peers, got {self.quorum!r}")
+        if not 1000 <= self.down_after_ms <= 600000:
+            faults.append(f"group.down_after_ms must be 1000 to 600000: Redis may be busy for a moment, got {self.down_after_ms!r}")
+        if not 5000 <= self.failover_ms <= 3600000:
+            faults.append(f"group.failover_ms must be 5000 to 3600000, got {self.failover_ms!r}")
+        if not 0 <= self.min_replicas < max(len(self.peers), 1):
+            faults.append(f"group.min_replicas must be 0 to one less than there are peers, got {self.min_replicas!r}")
+        return faults
+
+
+@dataclass(frozen=True)
 class Instance:
     """What ``instance`` was asked for."""
 
@@ -72,6 +165,7 @@ class Instance:
     policy: str = "noeviction"
     append_only: bool = True
     databases: int = 16
+    group: Group | None = None
 
     @property
     def unit(self) -> str:
@@ -117,6 +211,11 @@ class Instance:
             faults.append(f"policy {self.policy!r} forgets what append_only=True is there to keep: a cache has append_only=False")
         if not 1 <= self.databases <= 1024:
             faults.append(f"databases must be 1 to 1024, got {self.databases!r}")
+        if self.group:
+            faults += self.group.faults()
+            if self.tls is None or self.group.address not in self.addresses:
+                faults.append(f"group needs tls, and its address among addresses, got {self.group.address!r}")
+            faults += [f"user {one!r} is made by group" for one in names if one in (REPLICA, SENTINEL)]
         return faults
 
     def live(self) -> dict[str, str]:
@@ -135,12 +234,25 @@ class Instance:
         }
         if self.tls:
             found |= {"tls-cert-file": self.path("crt"), "tls-key-file": self.path("key"), "tls-auth-clients": "no"}
+        if self.group:
+            found |= {
+                "tls-ca-cert-file": self.path("ca.crt"),
+                "tls-replication": "yes",
+                "masteruser": REPLICA,
+                "replica-announce-ip": self.group.address,
+                "replica-announce-port": str(self.port),
+                "min-replicas-to-write": str(self.group.min_replicas),
+                "min-replicas-max-lag": "10",
+            }
         return found
 
     def rules(self, version: tuple[int, ...]) -> str:
         """Return the ACL file. Since 6.2 channels are closed to a user unless it is said."""
         channels = " &*" if version >= (6, 2) else ""
         users = [User("default", self.password, ("~*", "+@all")), *self.users]
+        if self.group:
+            users = [replace(one, rules=GROUP_CLIENT_RULES) if tuple(one.rules) == CLIENT_RULES else one for one in users]
+            users += [User(REPLICA, self.group.replica_password, REPLICA_RULES), User(SENTINEL, self.group.sentinel_password, SENTINEL_RULES)]
         return "".join(
             f"user {one.user} on {' '.join(map(_hashed, (one.password, *one.former)))}{channels} {' '.join(one.rules)}\n" for one in users
         )
@@ -176,6 +288,7 @@ def instance(
     policy: str = "noeviction",
     append_only: bool = True,
     databases: int = 16,
+    group: Group | None = None,
     present: bool = True,
 ) -> Generator[StringCommand, None, None]:
     """
@@ -192,6 +305,8 @@ def instance(
       broker; ``allkeys-lru`` and the others forget, as a cache may
     + append_only: keep everything that was written (a second may be lost when the power fails); ``False`` keeps nothing
     + databases: how many
+    + group: the hosts that hold the same data, see ``Group``; who is the primary is asked at every start and stands in no file
+      of ours, so a run after a failover changes nothing
     + present: ``False`` stops it and removes its configuration; its data stays
 
     The package's own instance, which anybody on the host may use, is not started when the package is installed here.
@@ -217,7 +332,7 @@ def instance(
 
     wanted = Instance(
         instance, password or Secret.unset(), tuple(users), port, tuple(addresses), tls, maxmemory_mb, policy, append_only,
-        databases,
+        databases, group,
     )  # fmt: skip
     faults = wanted.faults()
     if faults:
@@ -241,6 +356,7 @@ def instance(
             Directory("/var/lib/hostwright", mode="0700"),
             Directory(f"/var/lib/redis/{instance}", mode="0700", owner="redis", group="redis"),
             File(PROGRAM, program, mode="0755"),
+            *_role_files(wanted),
         ]
     )
     check, ping = f"{PROGRAM} check {instance}", f"{PROGRAM} ping {instance}"
@@ -254,7 +370,7 @@ def instance(
     main = wanted.path("conf")
     text = template.render("redis/redis.conf.j2", **vars(wanted))
     yield from fileset.files._inner(
-        entries=[_own(main, text), File(drop_in, template.render("redis/hostwright.conf.j2", instance=instance))],
+        entries=[_own(main, text), File(drop_in, template.render("redis/hostwright.conf.j2", instance=instance, group=group))],
         validate=check,
         within="/etc/redis",
         unit=wanted.unit,
@@ -280,4 +396,25 @@ def _live_files(wanted: Instance, version: tuple[int, ...]) -> list[Entry]:
         ]
     else:
         entries += [Absent(wanted.path("crt")), Absent(wanted.path("key"))]
+    if wanted.group:
+        secret = f"masterauth {wanted.group.replica_password.unmask()}\n"
+        entries += [_own(wanted.path("replication.conf"), Secret(secret)), _own(wanted.path("ca.crt"), wanted.group.ca)]
+    else:
+        entries += [Absent(wanted.path("replication.conf")), Absent(wanted.path("ca.crt"))]
     return [*entries, _own(wanted.path("live.conf"), wanted.live_text())]
+
+
+def _role_files(wanted: Instance) -> list[Entry]:
+    """Return what tells an instance at its start whose replica it is."""
+    path = f"{SECRETS}/{wanted.instance}.group.json"
+    if not wanted.group:
+        return [Absent(path)]
+    group = wanted.group
+    values = {
+        "instance": wanted.instance, "address": group.address, "peers": list(group.peers), "port": wanted.port,
+        "sentinel_port": group.sentinel_port, "password": group.ask_password.unmask(), "ca": group.ca,
+    }  # fmt: skip
+    return [
+        File(ROLE_PROGRAM, (script.FILES / "redis/redis-role.py").read_text(), mode="0755"),
+        File(path, Secret(json.dumps(values, indent=1) + "\n"), mode="0600"),
+    ]

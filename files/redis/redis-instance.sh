@@ -13,6 +13,7 @@ socket=/run/redis-$name/redis.sock
 unit=redis-server@$name.service
 secrets=/etc/hostwright/redis
 live=/etc/redis/redis-$name.live.conf
+replication=/etc/redis/redis-$name.replication.conf
 seen=/var/lib/hostwright/redis-$name.acl
 
 say() { printf '%s\n' "$*" >&2; }
@@ -56,8 +57,11 @@ check() {
 	conf=/etc/redis/redis-$name.conf
 	# before the first start there are only the parts
 	[ -f "$conf" ] || conf=$live
+	# the one that is tried is nobody's replica
+	grep -v '^include /run/redis-.*/role.conf$' "$conf" >"$place/conf"
+	chown redis:redis "$place/conf"
 	# not runuser: told to end, it waits for two seconds
-	setpriv --reuid=redis --regid=redis --init-groups redis-server "$conf" --aclfile "/etc/redis/redis-$name.acl" --bind 127.0.0.1 --port 0 --tls-port 0 \
+	setpriv --reuid=redis --regid=redis --init-groups redis-server "$place/conf" --aclfile "/etc/redis/redis-$name.acl" --bind 127.0.0.1 --port 0 --tls-port 0 \
 		--unixsocket "$place/s" --dir "$place" --appendonly no --save '' --daemonize no --supervised no --pidfile '' \
 		--logfile '' >"$place/said" 2>&1 &
 	server=$!
@@ -80,6 +84,12 @@ set_one() { # key value
 	[ "$answer" = OK ] || { say "$unit refuses $1 $2: $answer" && return 1; }
 }
 
+# A value that may stand in no argument.
+set_secret() { # key
+	answer=$(sed -n "s/^$1 //p" "$replication" | tr -d '\n' | ask -x config set "$1")
+	[ "$answer" = OK ] || { say "$unit refuses $1: $answer" && return 1; }
+}
+
 apply() {
 	[ "$(systemctl is-active "$unit")" = active ] || return 0
 	if ! log_in; then
@@ -96,6 +106,7 @@ apply() {
 		[ "$value" != '""' ] || value=
 		set_one "$key" "$value" || return 1
 	done <"$live"
+	[ ! -f "$replication" ] || set_secret masterauth
 	# until it has written all of its memory to the log, a restart would begin with an empty one
 	while ask info persistence | grep -qE '^aof_rewrite_(in_progress|scheduled):1'; do sleep 0.2; done
 	remember
