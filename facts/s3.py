@@ -177,12 +177,14 @@ class Property:
 
 
 def _lifecycle(answer: dict[str, Any]) -> Any:
-    """Each rule's conditions together: Ceph gives the prefix back beside the ``And`` that it was sent in."""
+    """Each rule's conditions together: Ceph gives a prefix and a tag back side by side, without the ``And`` they were sent in."""
     rules = []
     for rule in answer.get("Rules", []):
         conditions = dict(rule.get("Filter", {}))
-        together = conditions.pop("And", {})
-        rules.append({**rule, "Filter": {"And": {**conditions, **together}}} if together else rule)
+        if "Prefix" in conditions and "Tag" in conditions:
+            conditions = {"And": {"Prefix": conditions["Prefix"], "Tags": [conditions["Tag"]]}}
+            rule = {**rule, "Filter": conditions}
+        rules.append(rule)
     return {"Rules": rules} if rules else {}
 
 

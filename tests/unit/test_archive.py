@@ -158,7 +158,7 @@ def test_bucket_gets_two_rules_and_the_host_no_right_to_delete():
 
 def test_ceph_gives_a_rule_back_in_a_form_of_its_own():
     sent = Lifecycle("games/", 0, 3, tag="a=b").document()
-    ceph = {**sent, "Filter": {"Prefix": "games/", "And": {"Tags": [{"Key": "a", "Value": "b"}]}}}
+    ceph = {**sent, "Filter": {"Prefix": "games/", "Tag": {"Key": "a", "Value": "b"}}}
     part = PROPERTIES["lifecycle"].part
     assert part({"Rules": [ceph]}) == part({"Rules": [sent]}) == {"Rules": [sent]}
     assert part({}) == {}
