@@ -240,3 +240,51 @@ def test_a_changed_policy_restarts_sentinels_and_no_redis(hosts, converge):
     assert converge().changed == ["Redis"]
     assert servers() == before
     await_whole(hosts)
+
+
+def test_all_lose_their_power(hosts):
+    primary = primary_of(hosts)
+    for host in hosts:
+        host.run("sync")
+        host.kill()
+    for host in reversed(hosts):
+        host.boot()
+    await_whole(hosts)
+    assert ask(primary_of(hosts), "get", "kept") == "value"
+    assert primary_of(hosts) is primary
+
+
+def test_the_first_peer_comes_back_empty_and_becomes_a_replica(hosts, converge):
+    if primary_of(hosts) is hosts[0]:
+        hosts[1].run(f"REDISCLI_AUTH={ASK} redis-cli -h 127.0.0.1 -p 26379 --tls --cacert /etc/redis/redis-limits.ca.crt sentinel failover limits")
+        wait_for("another primary", lambda: told(hosts[1]) != hosts[0].address, 60, pause=0.5)
+        await_whole(hosts)
+    primary = primary_of(hosts)
+    hosts[0].reset()
+    hosts[0].run("systemctl disable --now nginx supervisor chrony 2>/dev/null; true")
+    assert converge().ok
+    await_whole(hosts)
+    assert primary_of(hosts) is primary, "an empty host has become the primary, because it is the first that is declared"
+    assert ask(hosts[0], "get", "kept") == "value"
+    assert converge().changed == []
+
+
+def test_secrets_are_where_they_belong(hosts):
+    for host in hosts:
+        found = host.run("grep -rlE 'canary-(admin|app|replica|sentinel|ask)' /etc /var /run /tmp --exclude-dir=journal 2>/dev/null", check=False).stdout.split()
+        assert sorted(found) == [
+            "/etc/hostwright/redis/limits.group.json", "/etc/hostwright/redis/limits.password", "/etc/redis/redis-limits.replication.conf",
+            "/etc/redis/sentinel-limits.conf", "/var/lib/redis/sentinel-limits/sentinel.conf",
+        ]  # fmt: skip
+        modes = host.run(f"stat -c '%a %U' {' '.join(sorted(found))}").stdout.splitlines()
+        assert modes == ["600 root", "600 root", "640 root", "600 root", "600 redis"], modes
+        assert host.run("journalctl --no-pager | grep -cE 'canary-(admin|app|replica|sentinel|ask)'", check=False).stdout == "0\n"
+        exposed = host.run("systemd-analyze security --no-pager redis-sentinel@limits").stdout.splitlines()[-1]
+        assert float(exposed.split(": ")[1].split()[0]) <= 2.5, exposed
+
+
+def test_unset(hosts, provision):
+    gone = "from operations import redis, sentinel\nsentinel.watch('limits', present=False, name='Sentinel')\nredis.instance('limits', present=False, name='Redis')\n"
+    assert provision(hosts, gone).changed == ["Sentinel", "Redis"]
+    assert provision(hosts, gone).changed == []
+    assert "canary" not in hosts[0].run("grep -rhoE 'canary-(admin|app|replica|sentinel|ask)' /etc /var/lib/redis 2>/dev/null", check=False).stdout
