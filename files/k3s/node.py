@@ -42,22 +42,28 @@ def matches(selector, labels):
     return True
 
 
-def budgets(seconds=30):
-    """The PodDisruptionBudgets once their figures are those of what they ask for: a new one has none yet, and would block unseen."""
-    end = time.monotonic() + seconds
-    while True:
-        found = get("poddisruptionbudgets", "-A")["items"]
-        behind = [one for one in found if (one.get("status") or {}).get("observedGeneration", 0) < one["metadata"].get("generation", 0)]
-        if not behind or time.monotonic() > end:
-            return found
-        time.sleep(1)
+def share(value, of):
+    """A number, or a percentage of one, rounded up as Kubernetes does."""
+    return -(-of * int(value[:-1]) // 100) if isinstance(value, str) and value.endswith("%") else int(value)
+
+
+def figures(budget, pods):
+    """How many pods a PodDisruptionBudget expects, and how many must be healthy: as its controller counted, or from what it asks for
+    while it has not: a new one would block a drain unseen."""
+    status, spec = budget.get("status") or {}, budget["spec"]
+    if status.get("observedGeneration", 0) >= budget["metadata"].get("generation", 0):
+        return status.get("expectedPods", 0), status.get("desiredHealthy", 0)
+    expected = len([p for p in pods if p["metadata"]["namespace"] == budget["metadata"]["namespace"] and matches(spec.get("selector"), p["metadata"].get("labels") or {})])
+    if "minAvailable" in spec:
+        return expected, share(spec["minAvailable"], expected)
+    return expected, expected - share(spec.get("maxUnavailable", 0), expected)
 
 
 def obstacles(node):
     """Return what would keep the node from being emptied for ever, one line each, before anything is done."""
     lines = []
-    pods = [p for p in get("pods", "-A", "--field-selector", "spec.nodeName=" + node)["items"]
-            if p["status"].get("phase") not in ("Succeeded", "Failed")]  # fmt: skip
+    everywhere = [p for p in get("pods", "-A")["items"] if p["status"].get("phase") not in ("Succeeded", "Failed")]
+    pods = [p for p in everywhere if p["spec"].get("nodeName") == node]
     movable = []
     for pod in pods:
         name, owners = pod["metadata"]["namespace"] + "/" + pod["metadata"]["name"], pod["metadata"].get("ownerReferences") or []
@@ -66,10 +72,10 @@ def obstacles(node):
         if not owners:
             lines.append(f"pod {name} belongs to nobody and would be lost: delete it, or make it a Deployment")
         movable.append(pod)
-    for budget in budgets():
-        space, status = budget["metadata"]["namespace"], budget.get("status") or {}
+    for budget in get("poddisruptionbudgets", "-A")["items"]:
+        space = budget["metadata"]["namespace"]
         covered = [p for p in movable if p["metadata"]["namespace"] == space and matches(budget["spec"].get("selector"), p["metadata"].get("labels") or {})]
-        expected, needed = status.get("expectedPods", 0), status.get("desiredHealthy", 0)
+        expected, needed = figures(budget, everywhere)
         if covered and expected and expected - needed < 1:
             lines.append("PodDisruptionBudget {}/{} allows no disruption even when all is well ({} pods, {} must be healthy): it would block "
                          "the drain for ever. Give it maxUnavailable: 1, or run one more replica".format(space, budget["metadata"]["name"], expected, needed))  # fmt: skip

@@ -373,9 +373,9 @@ class Cluster:
         return type("Done", (), {"stdout": b"", "stderr": b"Warning: x\nerror: it stays" if failed else b"", "returncode": int(failed)})
 
 
-def pod(pod_name, owner="ReplicaSet", app="web"):
+def pod(pod_name, owner="ReplicaSet", app="web", at="w1"):
     owners = [{"kind": owner}] if owner else []
-    return {"metadata": {"name": pod_name, "namespace": "shop", "labels": {"app": app}, "ownerReferences": owners}, "status": {"phase": "Running"}}
+    return {"metadata": {"name": pod_name, "namespace": "shop", "labels": {"app": app}, "ownerReferences": owners}, "spec": {"nodeName": at}, "status": {"phase": "Running"}}
 
 
 def budget(expected, needed, app="web"):
@@ -410,16 +410,23 @@ def test_what_would_block_a_drain_is_said_before_anything_is_done(cluster, said,
     assert cluster.said == []
 
 
-def test_a_budget_without_figures_yet_is_waited_for(monkeypatch):
-    new, counted = budget(0, 0), budget(2, 2)
-    new["metadata"] = counted["metadata"] = {**counted["metadata"], "generation": 1}
-    counted["status"]["observedGeneration"] = 1
-    cluster, names = Cluster(pod("web-1"), budgets=[new]), program("node")
-    names["kubectl"] = cluster
-    monkeypatch.setattr(names["time"], "sleep", lambda _seconds: cluster.lists.update(poddisruptionbudgets={"items": [counted]}))
-    with pytest.raises(SystemExit):
-        names["main"]({"action": "leave", "node": "w1", "seconds": 10, "reason": "test"})
-    assert cluster.said == []
+@pytest.mark.parametrize(
+    ("asks", "blocks"),
+    [({"minAvailable": 2}, True), ({"minAvailable": 1}, False), ({"minAvailable": "100%"}, True), ({"minAvailable": "50%"}, False),
+     ({"maxUnavailable": 0}, True), ({"maxUnavailable": 1}, False), ({"maxUnavailable": "1%"}, False)],
+)  # fmt: skip
+def test_a_budget_that_nobody_has_counted_yet_is_taken_by_its_word(asks, blocks):
+    new = budget(0, 0)
+    new["metadata"]["generation"] = 1
+    new["spec"] |= asks
+    cluster = Cluster(pod("web-1"), pod("web-2", at="w2"), budgets=[new])
+    if blocks:
+        with pytest.raises(SystemExit):
+            leave(cluster)
+        assert cluster.said == []
+    else:
+        leave(cluster)
+        assert "cordon w1" in cluster.said
 
 
 def test_budgets_of_other_pods_and_pods_of_the_node_itself_block_nothing():
