@@ -3,7 +3,6 @@
 import json
 import sys
 import textwrap
-import time
 import urllib.request
 
 import boto3.session
