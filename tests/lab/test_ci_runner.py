@@ -128,6 +128,9 @@ def test_a_job_is_alone_and_leaves_nothing(site):
     assert site.host.run(f"ls -A /var/lib/ci-runner/{number}/_work /var/lib/ci-runner/{number}/home").stdout.split() == [
         f"/var/lib/ci-runner/{number}/_work:", f"/var/lib/ci-runner/{number}/home:",
     ]  # fmt: skip
+    assert site.host.run("pgrep -f '[s]leep 7777'", check=False).returncode == 1
+    assert site.host.run(f"cat /var/cache/ci-runner/{number}/pip.kept").stdout == "kept\n"
+    assert site.run().changed == [], "a job is no drift"
 
 
 def test_new_settings_wait_for_the_end_of_a_job(site):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ def test_upgrade_under_matches_and_requests(site):
     assert site.run(version="v2").changed == []
 
 
-@pytest.mark.parametrize(("tag", "said"), [("bad-starts", "cannot find the lobby"), ("bad-health", "was not rolled out")])
+@pytest.mark.parametrize(("tag", "said"), [("bad-starts", "cannot find the lobby"), ("bad-health", "was not rolled out"), ("gone", "ImagePull")])
 def test_a_bad_release_never_serves(site, tag, said):
     before = site.pods("colyseus")
     with site.players(matches=5, seconds=5, rate=20) as players:
@@ -202,3 +203,86 @@ def test_a_bad_release_never_serves(site, tag, said):
     assert site.run(version="v2").changed == []
     for value in (*SECRETS.values(), "another-key-0123456789"):
         assert value not in run.stdout + run.stderr
+
+
+def test_rotation_restarts_its_users_alone(site):
+    before = site.pods()
+    run = site.run(version="v2", env={"COLYSEUS_RESERVATION_SECRET": "rotated-reservation-0123456789"})
+    assert run.ok, run
+    after = site.pods()
+    changed = {name.rsplit("-", 2)[0] for name in before if name not in after}
+    assert changed == {"colyseus"}
+
+
+def test_rollback_scale_restart(site):
+    assert site.act("rollback()").ok
+    pod = next(iter(site.pods("colyseus")))
+    shown = site.cluster.kubectl("exec", "-n", "codeclashers", pod, "--", "env")
+    assert SECRETS["COLYSEUS_RESERVATION_SECRET"] in shown
+    assert site.act("scale(component='bots', replicas=3)").ok
+    assert len(site.pods("bots")) == 3
+    before = site.pods("judge0-server")
+    assert site.act("restart(component='judge0-server')").ok
+    assert not set(site.pods("judge0-server")) & set(before)
+    refused = site.act("scale(component='mongodb', replicas=3)")
+    assert not refused.ok
+    assert "component must be one of colyseus, bots, judge0-server, judge0-worker" in refused.stderr
+    assert site.run(version="v2").changed != []
+    assert site.run(version="v2").changed == []
+
+
+def test_what_the_node_cannot_hold_is_refused_with_the_arithmetic(site):
+    before = site.pods()
+    run = site.run(version="v2", colyseus_cpu_request="64", colyseus_cpu_limit="64")
+    assert not run.ok
+    assert "colyseus 2 x 64000m" in run.stderr, run.stderr
+    assert "too few" in run.stderr
+    alone = site.run(version="v2", judge0_shares_nodes=False, dry=True)
+    assert "judge0-worker: no node takes it; it needs dedicated=judge0" in alone.stderr, alone.stderr
+    assert site.pods() == before
+
+
+def test_an_image_for_another_architecture_is_refused(site):
+    box = images.make(images.get("busybox"), command=["/bin/sh"], architecture="arm64")
+    reference = site.registry.push("team/codeclashers-bots", "arm", box)
+    site.host.write("/usr/local/share/ca-certificates/lab.crt", site.registry.ca)
+    site.host.run("update-ca-certificates")
+    run = site.run(version="v2", bots_image=reference, image_check=True)
+    assert not run.ok
+    assert "of bots is made for arm64; nodes that bots may run on are amd64" in run.stderr, run.stderr
+    gone = site.run(version="v2", bots_image=reference.replace(":arm", ":never"), image_check=True)
+    assert "of bots is not in its registry" in gone.stderr, gone.stderr
+
+
+def test_secrets_are_not_on_the_host(site):
+    text = json.dumps([site.cluster.get(kind, "-n", "codeclashers") for kind in ("configmaps", "deployments", "statefulsets", "services", "pods", "events")])
+    for value in SECRETS.values():
+        assert value not in text
+    assert "last-applied-configuration" not in text
+    found = site.host.run("grep -rlsF canary- /etc /tmp /root /run/hostwright /var/log --exclude-dir=journal", check=False).stdout
+    assert found == ""
+    journal = site.host.run("journalctl --no-pager | grep -c canary-", check=False).stdout.strip()
+    assert journal == "0"
+
+
+def test_mongodb_is_backed_up_drilled_and_restored(site):
+    """The stand-in's archive is not MongoDB's: what is shown is the way of a copy, not the programs."""
+    program = "/usr/local/lib/hostwright/backup"
+    inside = ("exec", "-n", "codeclashers", "mongodb-0", "--", "sh", "-c")
+    site.cluster.kubectl(*inside, "printf '{}\\n{}\\n{}\\n' > /data/db/matches.json; printf '{}\\n' > /data/db/users.json")
+    site.host.run("systemctl start hostwright-backup-codeclashers-mongodb.service", timeout=300)
+    drilled = site.host.run(f"{program} drill codeclashers-mongodb", timeout=400)
+    assert "scratch" not in site.cluster.kubectl("get", "pods", "-n", "codeclashers"), drilled
+    site.cluster.kubectl(*inside, "rm /data/db/matches.json; printf '{}\\n{}\\n' > /data/db/users.json")
+    site.host.run(f"{program} restore codeclashers-mongodb", timeout=400)
+    assert site.cluster.kubectl(*inside, "wc -l < /data/db/matches.json; wc -l < /data/db/users.json").split() == ["3", "1"]
+    assert site.host.run("ls /var/lib/hostwright/backup | grep -c before-restore").stdout == "1\n"
+    assert SECRETS["MONGODB_PASSWORD"] not in site.host.run("cat /etc/hostwright/backup/*; journalctl --no-pager").stdout
+    assert site.run(version="v2").changed == []
+
+
+def test_a_reboot_brings_everything_back(site):
+    site.host.reboot()
+    site.cluster.wait_ready()
+    wait_for("all components", lambda: site.act("health()").ok, 300, pause=3)
+    assert site.run(version="v2").changed == []

@@ -185,6 +185,7 @@ def test_rollback_brings_config_and_secret_back(shop):
     ("kind", "said"),
     [
         ("image", "ImagePull"),
+        ("crash", "shop cannot find its counter"),
         ("unready", "was not rolled out within"),
     ],
 )
@@ -195,7 +196,7 @@ def test_what_fails_goes_back_as_a_whole(shop, kind, said):
     if kind == "image":
         broken["image"] = f"{shop.registry.name}/team/shop:gone"
     else:
-        broken["mode"] = kind
+        broken["mode"] = {"crash": "crashes", "unready": "unready"}[kind]
     run = shop.run(**broken)
     assert not run.ok, run
     assert run.failed == ["Shop"], run
@@ -207,6 +208,20 @@ def test_what_fails_goes_back_as_a_whole(shop, kind, said):
     assert shop.names("secrets") == secrets
     assert [name for name in shop.names("configmaps") if not name.startswith("hostwright-")] == [name for name in configs if not name.startswith("hostwright-")]
     assert shop.run(extra=True).changed == []
+
+
+def test_what_the_server_or_the_nodes_refuse_changes_nothing(shop):
+    before, states = shop.pods(), shop.states()
+    bad = shop.run(extra=True, bad=True)
+    assert not bad.ok, bad
+    assert "nothing was changed" in bad.stderr, bad
+    assert "replicas" in bad.stderr, bad
+    large = shop.run(extra=True, cpu="900", dry=True)
+    assert "cpu: 1800000m (shop 2 x 900000m) + 900000m for one more shop while it is replaced" in large.stderr, large
+    nowhere = shop.run(extra=True, image=f"{shop.registry.name}/team/shop:gone", check_images=True)
+    assert nowhere.changed == [] or not nowhere.ok
+    assert shop.pods() == before
+    assert shop.states() == states
 
 
 def test_drift_is_seen_and_put_right(shop):
