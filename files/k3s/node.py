@@ -51,7 +51,9 @@ def figures(budget, pods):
     """How many pods a PodDisruptionBudget expects, and how many must be healthy: as its controller counted, or from what it asks for
     while it has not: a new one would block a drain unseen."""
     status, spec = budget.get("status") or {}, budget["spec"]
-    if status.get("observedGeneration", 0) >= budget["metadata"].get("generation", 0):
+    # With a number of pods that must be available, the controller counts those that are going too.
+    counted = status.get("observedGeneration", 0) >= budget["metadata"].get("generation", 0)
+    if counted and not isinstance(spec.get("minAvailable"), int):
         return status.get("expectedPods", 0), status.get("desiredHealthy", 0)
     expected = len([p for p in pods if p["metadata"]["namespace"] == budget["metadata"]["namespace"] and matches(spec.get("selector"), p["metadata"].get("labels") or {})])
     if "minAvailable" in spec:
@@ -62,7 +64,9 @@ def figures(budget, pods):
 def obstacles(node):
     """Return what would keep the node from being emptied for ever, one line each, before anything is done."""
     lines = []
-    everywhere = [p for p in get("pods", "-A")["items"] if p["status"].get("phase") not in ("Succeeded", "Failed")]
+    # One that is going is no longer counted by a budget, nor in a drain's way for ever.
+    everywhere = [p for p in get("pods", "-A")["items"]
+                  if p["status"].get("phase") not in ("Succeeded", "Failed") and "deletionTimestamp" not in p["metadata"]]  # fmt: skip
     pods = [p for p in everywhere if p["spec"].get("nodeName") == node]
     movable = []
     for pod in pods:

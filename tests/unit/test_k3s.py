@@ -429,6 +429,19 @@ def test_a_budget_that_nobody_has_counted_yet_is_taken_by_its_word(asks, blocks)
         assert "cordon w1" in cluster.said
 
 
+def test_a_pod_that_is_going_does_not_make_room_in_a_budget():
+    """The controller counts it as one of those that it expects when a number must be available (disruption.go)."""
+    going = pod("web-0")
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    counted = budget(3, 2)
+    counted["spec"]["minAvailable"] = 2
+    counted["status"]["observedGeneration"] = 1
+    cluster = Cluster(pod("web-1"), pod("web-2", at="w2"), going, budgets=[counted])
+    with pytest.raises(SystemExit):
+        leave(cluster)
+    assert cluster.said == []
+
+
 def test_budgets_of_other_pods_and_pods_of_the_node_itself_block_nothing():
     cluster = Cluster(pod("web-1"), pod("log", "DaemonSet", "db"), budgets=[budget(1, 1, "db"), budget(0, 0)])
     leave(cluster)
