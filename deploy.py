@@ -55,5 +55,5 @@ if current().codeclashers is not None:
     codeclashers()
 if runner_settings is not None:
     ci_runner()
-if current().monitoring.enabled or current().monitoring.is_server:
+if current().monitoring.is_on:
     monitoring()

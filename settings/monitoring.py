@@ -220,6 +220,11 @@ class Monitoring(Section):
     # --- what follows from them
 
     @property
+    def is_on(self) -> bool:
+        """Whether this host is watched, or watches others."""
+        return self.enabled or self.is_server
+
+    @property
     def is_server(self) -> bool:
         """Whether Prometheus and Alertmanager run here."""
         return GROUP in self._groups

@@ -438,7 +438,7 @@ def test_monitoring_can_read_what_was_verified_when(shop):
     ("arguments", "said"),
     [
         ({"path": "shop.db"}, "path must be absolute"),
-        ({"kind": "mongodb"}, "kind must be one of"),
+        ({"kind": "floppy"}, "kind must be one of"),
         ({"units": ["shop"]}, "units: must be"),
     ],
 )

@@ -28,8 +28,11 @@ class Machine:
         self.evidence: Future[dict[str, Output]] = Future()
 
     def runs(self, system: str | None) -> bool:
-        """Whether this host is one of a system's; every host is one of ``None``."""
-        return system is None or getattr(self.settings, system) is not None
+        """Whether this host is one of a system's; every host is one of ``None``. Monitoring has settings everywhere: it says itself."""
+        if system is None:
+            return True
+        section = getattr(self.settings, system)
+        return section is not None and getattr(section, "is_on", True)
 
     def output(self, name: str) -> Output:
         """Return what a command printed; the check fails when the host was not reached."""

@@ -10,6 +10,7 @@ from settings import Host
 from settings.monitoring import exporters
 from tests.verify.conftest import Machine
 
+SYSTEM = "monitoring"
 MOST_EXPOSURE = 1.5
 
 
