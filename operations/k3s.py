@@ -452,7 +452,7 @@ def server(
     + registry_cas: authorities of registries by name, as PEM; they stand at ``ca_path(name)``
     + config: further keys of config.yaml
     + start_seconds: how long it may take to be Ready on its version (s), after which the version before comes back
-    + drain_seconds: how long pods may take to leave before an upgrade (s). One node alone is not drained: its pods run on
+    + drain_seconds: how long pods may take to leave before an upgrade (s). A node whose pods no other takes is not drained: they run on
 
     To be called with ``_serial=True`` where there are several. Nothing is restarted unless config.yaml, registries.yaml,
     the unit or the version changed, or a killed run owes it.

@@ -86,6 +86,32 @@ def obstacles(node):
     return lines
 
 
+def takes(node, pod):
+    """Whether a node could take a pod, as far as its labels and taints say; room and volumes are not looked at."""
+    labels, spec = node["metadata"].get("labels") or {}, pod["spec"]
+    if any(labels.get(key) != value for key, value in (spec.get("nodeSelector") or {}).items()):
+        return False
+    for taint in node["spec"].get("taints") or []:
+        borne = [one for one in spec.get("tolerations") or []
+                 if one.get("key") in (None, "", taint["key"]) and one.get("effect") in (None, "", taint["effect"])
+                 and (one.get("operator") == "Exists" or one.get("value", "") == taint.get("value", ""))]  # fmt: skip
+        if taint["effect"] != "PreferNoSchedule" and not borne:
+            return False
+    return True
+
+
+def homeless(node, others):
+    """Return the pods of a node that no other one takes. Drained, they would be missing until it is back; several under one budget
+    would even block the drain for ever, since the second waits for the first to be well again."""
+    found = []
+    for pod in get("pods", "-A")["items"]:
+        owners = pod["metadata"].get("ownerReferences") or []
+        moves = pod["spec"].get("nodeName") == node and pod["status"].get("phase") not in ("Succeeded", "Failed") and "deletionTimestamp" not in pod["metadata"]
+        if moves and owners and not any(one["kind"] in ("DaemonSet", "Node") for one in owners) and not any(takes(other, pod) for other in others):
+            found.append(pod["metadata"]["namespace"] + "/" + pod["metadata"]["name"])
+    return sorted(found)
+
+
 def leave(values):
     node = values["node"]
     found = get("node", node)
@@ -93,6 +119,10 @@ def leave(values):
               and any(c["type"] == "Ready" and c["status"] == "True" for c in n["status"].get("conditions", []))]  # fmt: skip
     if not others:
         sys.stdout.write(f"{node} is not drained: no other node could take its pods; they run on while k3s restarts" + "\n")
+        return
+    stay = homeless(node, others)
+    if stay:
+        sys.stdout.write(f"{node} is not drained: no other node takes {', '.join(stay[:3])}{' and others' if len(stay) > 3 else ''}; all pods run on while k3s restarts" + "\n")
         return
     by_hand = found["spec"].get("unschedulable") and MARK not in (found["metadata"].get("annotations") or {})
     lines = obstacles(node)

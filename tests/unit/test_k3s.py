@@ -455,6 +455,30 @@ def test_the_only_node_is_not_drained(capsys):
     assert "they run on while k3s restarts" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("spec", "labels", "taints", "moves"),
+    [
+        ({}, {}, [], True),
+        ({}, {}, [{"key": "dedicated", "value": "judge0", "effect": "NoSchedule"}], False),
+        ({}, {}, [{"key": "dedicated", "value": "judge0", "effect": "PreferNoSchedule"}], True),
+        ({"tolerations": [{"key": "dedicated", "operator": "Equal", "value": "judge0", "effect": "NoSchedule"}]}, {}, [{"key": "dedicated", "value": "judge0", "effect": "NoSchedule"}], True),
+        ({"tolerations": [{"key": "dedicated", "operator": "Exists"}]}, {}, [{"key": "dedicated", "value": "judge0", "effect": "NoExecute"}], True),
+        ({"tolerations": [{"key": "dedicated", "value": "other"}]}, {}, [{"key": "dedicated", "value": "judge0", "effect": "NoSchedule"}], False),
+        ({"nodeSelector": {"dedicated": "judge0"}}, {}, [], False),
+        ({"nodeSelector": {"dedicated": "judge0"}}, {"dedicated": "judge0"}, [], True),
+    ],
+)  # fmt: skip
+def test_a_node_whose_pods_no_other_takes_is_not_drained(spec, labels, taints, moves, capsys):
+    web = pod("web-1")
+    web["spec"] |= spec
+    cluster = Cluster(web, pod("log", "DaemonSet"), budgets=[budget(2, 1)])
+    other = cluster.lists["nodes"]["items"][1]
+    other["metadata"]["labels"], other["spec"]["taints"] = labels, taints
+    leave(cluster)
+    assert ("cordon w1" in cluster.said) is moves
+    assert ("no other node takes shop/web-1; all pods run on" in capsys.readouterr().out) is not moves
+
+
 def test_a_drain_that_fails_gives_the_node_back(capsys):
     cluster = Cluster(pod("web-1"), drains=False)
     with pytest.raises(SystemExit):
