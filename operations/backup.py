@@ -28,10 +28,10 @@ from settings.secret import Secret
 PROGRAM = "/usr/local/lib/hostwright/backup"
 WORK = "/var/cache/hostwright"
 TEXTFILES = "/var/lib/prometheus/node-exporter"
-KINDS = ("sqlite", "directory", "postgres", "bucket", "redis", "mongodb")
+KINDS = ("sqlite", "directory", "postgres", "bucket", "redis", "mongodb", "redis_pod")
 
 _FILES = Path(__file__).parents[1] / "files" / "backup"
-_PARTS = ("postgres.py", "bucket.py", "redis.py", "mongodb.py")
+_PARTS = ("postgres.py", "bucket.py", "redis.py", "pod.py", "mongodb.py", "redis_pod.py")
 _HERE = "# <<< parts >>>\n"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 # restic is to stop by itself and let go of its locks before systemd stops it.
@@ -201,7 +201,41 @@ class MongoDB:
         return {}
 
 
-Server = Postgres | Bucket | Redis | MongoDB
+@dataclass(frozen=True)
+class RedisPod:
+    """
+    A Redis in a pod of Kubernetes, whose container is called ``redis`` and has its data in ``/data``.
+
+    + image: of the server, for the pod that drills restore into; + namespace, pod: where it runs
+    + kubectl: its words on this host; + password_file: where the container has the password
+    + pull_secrets: names of secrets that the image is pulled by; + user: number of the server's user
+    """
+
+    image: str
+    namespace: str
+    pod: str = "redis-0"
+    kubectl: tuple[str, ...] = ("k3s", "kubectl")
+    password_file: str = "/etc/redis/password"
+    pull_secrets: tuple[str, ...] = ()
+    user: int = 999
+
+    def faults(self) -> list[str]:
+        return [
+            f"redis_pod.{key} must be set and without blanks, got {getattr(self, key)!r}"
+            for key in ("image", "namespace", "pod", "password_file")
+            if not re.fullmatch(r"[^\s'\"]+", getattr(self, key))
+        ]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @property
+    def secrets(self) -> dict[str, Secret]:
+        return {}
+
+
+Server = Postgres | Bucket | Redis | MongoDB | RedisPod
 
 
 def program_text() -> str:
@@ -224,7 +258,7 @@ def source_faults(
 ) -> list[str]:
     """Return every rule that the declaration breaks, one line each."""
     faults = []
-    wanted = {"postgres": Postgres, "bucket": Bucket, "redis": Redis, "mongodb": MongoDB}.get(kind)
+    wanted = {"postgres": Postgres, "bucket": Bucket, "redis": Redis, "mongodb": MongoDB, "redis_pod": RedisPod}.get(kind)
     if kind in KINDS and type(server) is not (wanted or type(None)):
         faults.append(f"server must be {f'a {wanted.__name__}' if wanted else 'left out'} for kind {kind!r}")
     elif server is not None:
@@ -281,7 +315,7 @@ def source_config(
         "keep": {"daily": policy.keep_daily, "weekly": policy.keep_weekly, "monthly": policy.keep_monthly},
         "minimum": dict(minimum),
         # a queue that was worked off is no loss
-        "min_size_ratio": 0.0 if isinstance(server, Redis) else policy.min_size_ratio,
+        "min_size_ratio": 0.0 if isinstance(server, (Redis, RedisPod)) else policy.min_size_ratio,
         "units": [*(_own_units(server)), *units, *(f"container:{each}" for each in containers)],
         "health": health,
         "health_seconds": health_seconds,
@@ -315,7 +349,7 @@ def job_sandbox(
     beside = [str(Path(path).parent)] if kind == "sqlite" else []
     remote = any(not url.startswith("/") for url in urls)
     # the engine of a container is reached through its socket
-    away = isinstance(server, (Bucket, MongoDB)) or (
+    away = isinstance(server, (Bucket, MongoDB, RedisPod)) or (
         isinstance(server, Postgres) and not server.container and not server.host.startswith("/")
     )
     return Sandbox(
@@ -359,11 +393,11 @@ def source(
     + source: its name, e.g. that of its system
     + policy: the host's ``settings.Backup``: repositories, password, retention, when
     + kind: ``sqlite`` (one database, copied while it is in use), ``directory``, ``postgres``, ``bucket``, ``redis``
-      or ``mongodb``
+      (on this host), ``mongodb`` or ``redis_pod`` (in pods of Kubernetes)
     + path: the database file or the directory; + owner, group, mode: what a restored one gets
-    + server: the ``Postgres``, ``Bucket``, ``Redis`` or ``MongoDB`` of those kinds
+    + server: the ``Postgres``, ``Bucket``, ``Redis``, ``MongoDB`` or ``RedisPod`` of those kinds
     + minimum: what a good copy has at least: rows by table (``schema.table`` outside of public), ``{"files": n}``,
-      ``{"objects": n}``, or ``{"keys": n, "list members": n}`` of Redis
+      ``{"objects": n}``, or ``{"keys": n, "list members": n}`` of Redis (in a pod ``keys`` alone)
     + units: what a restore stops and, where it ran, starts again: ``x.service``, a pattern like ``x@*.service`` (both
       colours, whichever runs), or ``supervisor:x``
     + containers: likewise: names, or labels such as ``hostwright.component=api`` (all that carry it)

@@ -97,6 +97,7 @@ class Source:
     bucket: dict[str, Any] = field(default_factory=dict)
     redis: dict[str, Any] = field(default_factory=dict)
     mongodb: dict[str, Any] = field(default_factory=dict)
+    redis_pod: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tag(self) -> str:

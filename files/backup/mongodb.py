@@ -5,7 +5,7 @@
 import gzip
 
 
-class MongoDB(Kind):
+class MongoDB(InPod):
     """
     One database, as ``mongodump --archive --gzip`` writes it.
 
@@ -15,6 +15,7 @@ class MongoDB(Kind):
     was given: it is in no argv and on no disk of this host.
     """
 
+    CONTAINER = "mongodb"
     COUNTS = "counts.json"
     MAY_BE_EMPTY = True
     # $1 is the user, the rest is the program; its password goes into a file that is gone with it
@@ -36,10 +37,6 @@ class MongoDB(Kind):
     @property
     def about(self) -> dict[str, Any]:
         return self.source.mongodb
-
-    @property
-    def scratch(self) -> str:
-        return f"hostwright-backup-{self.source.name}-scratch"
 
     def size(self) -> int:
         return int(self._ask_live()["size"])
@@ -122,72 +119,13 @@ class MongoDB(Kind):
             raise Failure(f"{self.where} says nothing of its collections")
         return lines[-1]
 
-    def _exec(self, pod: str, *words: str, source: Path | None = None, out: Any = None, what: str = "") -> str:
-        """Run a program in the container; return what it said on stderr."""
-        argv = [*self.about["kubectl"], "-n", self.about["namespace"], "exec", *(["-i"] if source else []), pod, "-c", "mongodb", "--", *words]
-        given = open(source, "rb") if source else subprocess.DEVNULL  # noqa: SIM115 - closed below
-        log = self.work / "said"
-        try:
-            with log.open("wb") as told:
-                process = subprocess.Popen(argv, stdin=given, stdout=out or subprocess.DEVNULL, stderr=told, start_new_session=True)
-                try:
-                    process.wait(self.deadline.left())
-                except subprocess.TimeoutExpired:
-                    _end_group(process)
-                    raise Failure(f"{words[0]}: did not end within {self.deadline.seconds:.0f} s") from None
-                except BaseException:
-                    _end_group(process)
-                    raise
-            said = log.read_text(errors="replace")
-        finally:
-            if source:
-                given.close()
-            log.unlink(missing_ok=True)
-        if process.returncode:
-            raise Failure(f"{what}: {' / '.join(said.strip().splitlines()[-3:])[-400:]}")
-        return said
-
-    def _kubectl(self, *words: str, given: str = "") -> Ended:
-        ended = subprocess.run(
-            [*self.about["kubectl"], "-n", self.about["namespace"], *words], input=given, text=True, errors="replace", check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=max(1.0, self.deadline.left()),
-        )  # fmt: skip
-        return Ended(ended.returncode, ended.stdout, ended.stderr)
-
-    @contextlib.contextmanager
-    def _scratch_pod(self) -> Iterator[None]:
-        """A server of its own, without password, that listens to itself alone and ends with the drill."""
-        delete = ("delete", "pod", self.scratch, "--ignore-not-found", "--wait=true", "--grace-period=5")
-        self._kubectl(*delete)
-        pod = {
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": self.scratch, "labels": {"hostwright.io/scratch": "backup"}},
-            "spec": {
-                "restartPolicy": "Never", "automountServiceAccountToken": False, "enableServiceLinks": False,
-                "activeDeadlineSeconds": int(self.source.timeout_seconds) + 60, "terminationGracePeriodSeconds": 5,
-                "imagePullSecrets": [{"name": name} for name in self.about["pull_secrets"]],
-                "securityContext": {"runAsNonRoot": True, "runAsUser": self.about["user"], "runAsGroup": self.about["user"], "fsGroup": self.about["user"],
-                                    "seccompProfile": {"type": "RuntimeDefault"}},
-                "containers": [{
-                    "name": "mongodb", "image": self.about["image"], "args": ["mongod", "--bind_ip", "127.0.0.1"],
-                    "env": [{"name": "HOME", "value": "/tmp"}],
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                    "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}},
-                    "readinessProbe": {"exec": {"command": ["mongosh", "--quiet", "--eval", "quit(db.adminCommand('ping').ok ? 0 : 1)"]}, "periodSeconds": 2, "timeoutSeconds": 10},
-                    "volumeMounts": [{"name": "data", "mountPath": "/data/db"}, {"name": "tmp", "mountPath": "/tmp"}],
-                }],
-                "volumes": [{"name": "data", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}],
-            },
+    @property
+    def server(self) -> dict[str, Any]:
+        return {
+            "args": ["mongod", "--bind_ip", "127.0.0.1"],
+            "readinessProbe": {"exec": {"command": ["mongosh", "--quiet", "--eval", "quit(db.adminCommand('ping').ok ? 0 : 1)"]}, "periodSeconds": 2, "timeoutSeconds": 10},
+            "volumeMounts": [{"name": "data", "mountPath": "/data/db"}, {"name": "tmp", "mountPath": "/tmp"}],
         }  # fmt: skip
-        try:
-            made = self._kubectl("apply", "--server-side", "--field-manager=hostwright-backup", "-f", "-", given=json.dumps(pod))
-            if made.status:
-                raise Failure(f"no scratch pod: {made.err.strip()[-300:]}")
-            up = self._kubectl("wait", "--for=condition=Ready", f"pod/{self.scratch}", f"--timeout={int(min(300, max(1, self.deadline.left())))}s")
-            if up.status:
-                raise Failure(f"the scratch pod does not come up: {up.err.strip()[-300:]}")
-            yield
-        finally:
-            self._kubectl(*delete)
 
 
 KINDS["mongodb"] = MongoDB

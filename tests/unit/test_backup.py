@@ -767,6 +767,7 @@ def test_source_faults_are_named(change: dict[str, object], said: str) -> None:
 PG = {"server": operation.Postgres("mc_bench", Secret("a-password"), container="mcbench-postgres"), "kind": "postgres", "path": ""}
 S3 = {"server": operation.Bucket("mc-bench", "https://s3.test", Secret("a"), Secret("b")), "kind": "bucket", "path": ""}
 RD = {"server": operation.Redis("mc-broker", Secret("a-password")), "kind": "redis", "path": ""}
+RP = {"server": operation.RedisPod("registry.test/redis:7", "shop"), "kind": "redis_pod", "path": ""}
 MG = {"server": operation.MongoDB("shop", "registry.test/mongo:7", "shop", "admin"), "kind": "mongodb", "path": ""}
 
 
@@ -791,6 +792,8 @@ MG = {"server": operation.MongoDB("shop", "registry.test/mongo:7", "shop", "admi
         (RD, {"server": PG["server"]}, "server must be a Redis"),
         (MG, {"server": replace(MG["server"], pod="a b")}, "mongodb.pod must be set and without blanks"),
         (MG, {"server": replace(MG["server"], image="")}, "mongodb.image"),
+        (RP, {"server": replace(RP["server"], namespace="a b")}, "redis_pod.namespace must be set and without blanks"),
+        (RP, {"server": RD["server"]}, "server must be a RedisPod for kind 'redis_pod'"),
     ],
 )
 def test_faults_of_servers_are_named(good: dict[str, object], change: dict[str, object], said: str) -> None:
@@ -846,6 +849,37 @@ def test_a_dump_of_mongodb_says_what_it_holds_and_a_torn_one_is_found(tmp_path: 
     (stage / "data").write_bytes((stage / "data").read_bytes()[:-4])
     with pytest.raises(Failure, match="the dump is damaged"):
         kind.inspect(stage)
+
+
+REDIS_POD = """#!/bin/sh
+# kubectl, for one pod: what stands behind -- is what the container would run
+while [ "$1" != -- ]; do shift; done
+shift
+case "$*" in
+*"INFO memory") echo used_memory_dataset:99 ;;
+*"--rdb -") printf 'REDIS0011and so on'; printf '%.0s0123456789' 1 2 3 4; echo "SYNC sent to master" >&2 ;;
+redis-check-rdb*) printf '[info] 5 keys read\\n[info] 2 expires\\n[info] 1 already expired\\n'; grep -q REDIS0011 && echo 'RDB looks OK!' ;;
+esac
+"""
+
+
+def test_a_snapshot_of_a_redis_in_a_pod_holds_no_more_than_the_snapshot(tmp_path: Path) -> None:
+    kubectl, stage = tmp_path / "kubectl", tmp_path / "stage"
+    kubectl.write_text(REDIS_POD)
+    kubectl.chmod(0o755)
+    stage.mkdir()
+    source = backup.Source("shop", "web1", "redis_pod", "", "root", "root", "0600", {}, {}, redis_pod={**RP["server"].plain, "kubectl": [str(kubectl)]})
+    kind = backup.KINDS["redis_pod"](source, backup.Deadline(60), work=tmp_path)
+    assert kind.size() == 99
+    assert kind.where == "Redis in pod redis-0"
+    kind.copy(stage)
+    assert (stage / "data").read_bytes() == b"REDIS0011and so on"
+    assert (stage / "data").stat().st_mode & 0o777 == 0o600
+    assert kind.inspect(stage).counts == {"keys": 3}
+    (stage / "data").write_bytes(b"REDIS9999")
+    with pytest.raises(Failure, match="the snapshot is damaged"):
+        kind.inspect(stage)
+    assert kind._keys("# Keyspace\r\ndb0:keys=7,expires=2,avg_ttl=0\r\ndb3:keys=1,expires=0,avg_ttl=0\r\n") == 6
 
 
 def test_the_secrets_of_a_source_are_not_its_repositorys(shop) -> None:
