@@ -15,7 +15,7 @@ from deploys import current
 from operations import backup
 from operations import k3s as node
 from operations.k3s import Release
-from settings import K3s
+from settings import Host, K3s
 from settings.secret import Secret
 
 
@@ -38,7 +38,7 @@ def k3s() -> None:
     """Converge one node to its settings."""
     settings = _settings()
     if settings.oracle_rules:
-        node.accept(accepted(settings), networks=(settings.cluster_cidr, settings.service_cidr), name="Accept what is declared before Oracle's rules reject it")
+        node.accept(accepted(current()), networks=(settings.cluster_cidr, settings.service_cidr), name="Accept what is declared before Oracle's rules reject it")
     if settings.former_token:
         node.rotate_token(settings.former_token, settings.token, name="Rotate the cluster's token", _serial=True)
     common = _common(settings)
@@ -120,9 +120,9 @@ def registries_yaml(settings: K3s) -> Secret | None:
     return Secret(json.dumps({"mirrors": mirrors, "configs": configs}, indent=1) + "\n")
 
 
-def accepted(settings: K3s) -> list[tuple[int, str, tuple[str, ...]]]:
-    """Return the declared ports, as ``operations.k3s.accept`` takes them."""
-    return [(port.port, port.proto, tuple(port.sources)) for port in settings.ports()]
+def accepted(host: Host) -> list[tuple[int, str, tuple[str, ...]]]:
+    """Return the declared ports of all that runs here, as ``operations.k3s.accept`` takes them: where Oracle's rules are, no ufw opens any."""
+    return [(port.port, port.proto, tuple(port.sources)) for system in host.systems for port in system.ports()]
 
 
 def _backup(settings: K3s) -> None:

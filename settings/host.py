@@ -192,10 +192,23 @@ def _load(
         watching.host_faults,
         _swap_faults,
         _liap_faults,
+        _node_port_faults,
     )  # fmt: skip
     for check in checks:
         faults += run_rule(partial(check, host), incomplete=bool(faults))
     return host, faults
+
+
+def _node_port_faults(host: Host) -> Iterator[Fault]:
+    public = host.codeclashers is not None and host.codeclashers.mongodb_is_public
+    if public and host.k3s is not None and host.k3s.node_ports_closed:
+        yield Fault(
+            "k3s_node_ports_closed",
+            "must be False with codeclashers_mongodb_public_sources: MongoDB would answer on loopback alone",
+            True,
+            host=host.name,
+            hint="write k3s_node_ports_closed = False",
+        )
 
 
 def _backup_faults(host: Host) -> Iterator[Fault]:
@@ -205,7 +218,7 @@ def _backup_faults(host: Host) -> Iterator[Fault]:
         "cricksy": host.cricksy is not None and (host.cricksy.runs_postgres or host.cricksy.runs_redis),
         "k3s": host.k3s is not None and host.k3s.role == "server",
         "liap": host.liap is not None and host.liap.keeps_archive,
-        "codeclashers": host.codeclashers is not None and host.codeclashers.backup_mongodb_enabled,
+        "codeclashers": host.codeclashers is not None and (host.codeclashers.backup_mongodb_enabled or host.codeclashers.backup_redis_enabled),
     }
     wanted = [system for system, needs in has_data.items() if needs]
     if wanted and host.backup.enabled and not host.backup.password:

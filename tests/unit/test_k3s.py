@@ -285,6 +285,24 @@ def faults(*hosts, **all_data):
     return str(caught.value)
 
 
+def test_what_runs_on_the_cluster_is_accepted_before_oracles_rules_too(monkeypatch):
+    from deploys import k3s as deploy
+    from settings import load_host
+
+    others = {
+        "codeclashers_registry": "ghcr.io/team", "codeclashers_version": "1.4.0", "codeclashers_s3_bucket_name": "codeclashers-prod",
+        **{f"codeclashers_{name}": f"env:{name.upper()}" for name in ("redis_password", "judge0_postgres_password", "mongodb_password", "openai_api_key",
+           "internal_service_secret", "bot_service_secret", "colyseus_reservation_secret", "aws_access_key_id", "aws_secret_access_key")},
+    }  # fmt: skip
+    made = load_host("k1", ["k3s_server", "codeclashers"], {**DATA, **others, "backup_enabled": False}, resolve=False)
+    assert (2567, "tcp", ()) in deploy.accepted(made)
+    assert 10250 in {port for port, _, _ in deploy.accepted(made)}
+    public = {"codeclashers_mongodb_public_sources": ["198.51.100.0/24"]}
+    with pytest.raises(SettingsError) as caught:
+        load_host("k1", ["k3s_server", "codeclashers"], {**DATA, **others, **public, "backup_enabled": False}, resolve=False)
+    assert "k3s_node_ports_closed: must be False with codeclashers_mongodb_public_sources" in str(caught.value)
+
+
 def test_one_server_needs_little():
     made = fleet(("k1", "server", {}))["k1"]
     assert made.k3s.role == "server"
