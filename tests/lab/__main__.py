@@ -6,6 +6,9 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from tests.lab import hosts, image, images, topology
 from tests.lab.hosts import LabHost
@@ -18,16 +21,30 @@ def _say(text: str) -> None:
 
 
 def _images(arguments: argparse.Namespace) -> None:
-    for release in image.RELEASES:
-        # what one system's tests alone want, they build beside the others' work
-        for layer in ("bare", "packages", "docker") if arguments.all else ("bare", "packages"):
-            started = time.monotonic()
-            image.get(release, layer)
-            _say(f"image {release}/{layer}: {time.monotonic() - started:.1f} s")
-    for name in ("busybox", "postgres", "redis", "s3", "mc-bench-api") if arguments.all else ():
+    """Build both releases' at once: each has a lock of its own, and those for containers are made from trixie."""
+    layers = ("bare", "packages", "docker") if arguments.all else ("bare", "packages")
+    first, last = ([(f"image {release}/{layer}", partial(image.get, release, layer)) for layer in layers] for release in image.RELEASES)
+    if arguments.all:
+        from tests.lab import k3s
+
+        first.append(("image bookworm/cricksy", partial(image.get, "bookworm", "cricksy")))
+        last += [
+            (f"container image {name}", partial(images.get, name, "v1.0.0")) for name in ("busybox", "postgres", "redis", "s3", "mc-bench-api")
+        ]
+        if reason := k3s.missing():
+            _say(f"no k3s in this lab: {reason}")
+        else:
+            first.append(("parts of k3s", k3s.parts))
+    with ThreadPoolExecutor() as pool:
+        for chain in [pool.submit(_build, work) for work in (first, last)]:
+            chain.result()
+
+
+def _build(work: Sequence[tuple[str, Callable[[], object]]]) -> None:
+    for name, build in work:
         started = time.monotonic()
-        images.get(name, "v1.0.0")
-        _say(f"container image {name}: {time.monotonic() - started:.1f} s")
+        build()
+        _say(f"{name}: {time.monotonic() - started:.1f} s")
 
 
 def _up(arguments: argparse.Namespace) -> None:
@@ -81,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.lab", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     build = commands.add_parser("images", help="build the images that are missing")
-    build.add_argument("--all", action="store_true", help="also those with Docker, and those for containers")
+    build.add_argument("--all", action="store_true", help="also those with Docker, of single systems, and those for containers")
     build.set_defaults(do=_images)
     up = commands.add_parser("up", help="boot the hosts of inventories/lab.py")
     up.add_argument("--layer", choices=image.LAYERS, default="bare")

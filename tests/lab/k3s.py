@@ -61,18 +61,24 @@ _IPTABLES = [f"{family}{end}" for family in ("iptables", "ip6tables") for end in
 # --- what the lab's hosts have beforehand ------------------------------------------------------------------------------
 
 
-def _archive() -> Path:
-    """Return the archive of the real components; docs/lab.md tells how it is built."""
+def _archive() -> Path | None:
+    """Return the archive of the real components, if this machine has it; docs/lab.md tells how it is built."""
     places = [Path(os.environ.get("HOSTWRIGHT_KUBERNETES_DIR", ROOT)), REPOSITORY.parent / "shared/lab/kubernetes"]
-    for place in places:
-        if (place / _ARCHIVE).exists():
-            return place / _ARCHIVE
-    raise LabError(f"{_ARCHIVE}: not in {ROOT}, nor in HOSTWRIGHT_KUBERNETES_DIR; docs/lab.md tells how to build it")
+    return next((place / _ARCHIVE for place in places if (place / _ARCHIVE).exists()), None)
+
+
+def missing() -> str:
+    """Return what the lab's k3s lacks on this machine, or nothing: the one thing that no package has."""
+    if GENUINE or _archive():
+        return ""
+    return f"{_ARCHIVE}: not in {ROOT}, nor in HOSTWRIGHT_KUBERNETES_DIR; docs/lab.md tells how to build it"
 
 
 def parts() -> Path:
     """Return a directory with the components and what they need, made once (about half a minute)."""
     archive = _archive()
+    if archive is None:
+        raise LabError(missing())
     with lock("k3s-parts"):
         pause = _pause()
         key = image.recipe(_PACKAGES, STAND_IN_VERSIONS, _PATCHED, archive.stat().st_size, hashlib.sha256(pause).hexdigest(), 3)
