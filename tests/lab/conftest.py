@@ -19,7 +19,10 @@ from tests.lab.provision import provision as run_pyinfra
 # The modules that share the deployed host, which takes a minute and a half to make.
 _DEPLOYED = ("test_canary", "test_kills", "test_reboot", "test_verify")
 # What takes longest begins first: no worker is left with it when the other one has ended.
-_FIRST = ("deployed", "test_mcbench", "test_cricksy", "test_replicas", "test_gateway", "test_rollout")
+_FIRST = (
+    "deployed", "test_mcbench", "test_cricksy", "test_k3s_shop", "test_liap", "test_monitoring_alone", "test_replicas", "test_gateway",
+    "test_rollout",
+)  # fmt: skip
 
 
 class ByHost(LoadScopeScheduling):

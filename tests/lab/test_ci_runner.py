@@ -83,6 +83,7 @@ def test_wrong_archive_is_refused_with_nothing_installed(site):
     assert site.active() == []
 
 
+@pytest.mark.gate
 def test_two_ephemeral_runners_register_and_the_second_run_changes_nothing(site):
     first = site.run()
     assert first.ok, first

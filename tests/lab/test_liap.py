@@ -41,6 +41,7 @@ def is_open(address: str, port: int) -> bool:
         return probe.connect_ex((address, port)) == 0
 
 
+@pytest.mark.gate
 def test_from_a_host_with_docker_to_a_hundred_games_in_files(site: Site) -> None:
     host = site.host
     run = site.run()

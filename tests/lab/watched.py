@@ -45,12 +45,16 @@ class Watched:
 
     def __init__(self, lab: Lab, directory: Path) -> None:
         self.secrets = canary.new(_SECRETS)
-        self.secrets["MONITORING_WEBHOOK_URL"] = f"http://127.0.0.1:18080/{self.secrets['HOOK_TOKEN']}"
         apps.gateway_repository(directory)
         self._repository = f"{lab.serve(directory, port=8095)}/gateway.git"
         self.watch, self.web, self.db = self.hosts = lab.boot_all(
             ("t-watch", "bookworm", "packages"), ("t-watched-web", "bookworm", "packages"), ("t-watched-db", "trixie", "packages")
         )
+        self.take_messages()
+
+    def take_messages(self) -> None:
+        """Have what Alertmanager posts written down on the watching host, from now to its next boot."""
+        self.secrets["MONITORING_WEBHOOK_URL"] = f"http://127.0.0.1:18080/{self.secrets['HOOK_TOKEN']}"
         self.watch.write("/srv/receiver.py", _RECEIVER)
         self.watch.run("systemd-run --quiet --unit=receiver python3 /srv/receiver.py")
 
