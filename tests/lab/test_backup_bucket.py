@@ -157,6 +157,7 @@ def state(host) -> dict[str, object]:
     return json.loads(host.read("/var/lib/hostwright/backup/objects.json"))
 
 
+@pytest.mark.soak
 def test_a_lost_bucket_comes_back_object_by_object(declared, s3):
     # as the timer runs it, in its sandbox
     declared.run("systemctl start hostwright-backup-objects.service", timeout=300)
@@ -218,7 +219,8 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("kind", ["other content", *(pytest.param(each, marks=pytest.mark.soak) for each in list(SPOILT)[1:])])
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", SPOILT)
 def test_a_drill_catches_an_object_that_is_another_one(declared, s3, kind):
     how, said = SPOILT[kind]
     backup(declared, "run", "objects")
@@ -235,6 +237,7 @@ def test_a_drill_catches_an_object_that_is_another_one(declared, s3, kind):
     assert s3.objects() == OBJECTS
 
 
+@pytest.mark.soak
 def test_secrets_are_in_no_argument_and_in_no_file_of_others(declared, s3):
     declared.write("/root/canaries", f"{SECRET}\n")
     declared.write("/root/watch.sh", "while [ ! -e /root/stop ]; do grep -laFf /root/canaries /proc/[0-9]*/cmdline 2>/dev/null; sleep 0.05; done >/root/seen\n")
@@ -250,6 +253,7 @@ def test_secrets_are_in_no_argument_and_in_no_file_of_others(declared, s3):
     assert left.stdout.split() == ["/etc/hostwright/backup/objects.env"]
 
 
+@pytest.mark.soak
 def test_second_run_changes_nothing_and_bad_input_is_refused(declared, converge):
     assert converge(declared).changed == []
     exposure = declared.run("systemd-analyze security --no-pager hostwright-backup-objects.service").stdout.splitlines()[-1]

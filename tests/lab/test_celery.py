@@ -81,6 +81,7 @@ def notes(host, text: str) -> list[str]:
     return sorted(line for line in host.run("cat /var/lib/shop/notes", check=False).stdout.splitlines() if line.startswith(text))
 
 
+@pytest.mark.soak
 def test_set_noop_scale_and_unset_lose_no_task(shop, provision):
     host = shop
     assert provision(host, deploy(1)).changed == ["Workers"]

@@ -152,6 +152,7 @@ def test_a_rate_limit_is_said(shop, acme, deploy, provision):
     assert "refused by the lab" in run.stderr
 
 
+@pytest.mark.soak
 def test_a_challenge_that_reaches_another_host_is_said(shop, acme, deploy, stranger, provision):
     acme.add_name("shop.test", shop, validated_at=stranger)
     run = provision(shop, deploy())
@@ -233,10 +234,16 @@ def test_an_added_and_a_removed_domain(issued, deploy, stranger, provision):
         pytest.param(
             "openssl genrsa -out /etc/letsencrypt/live/shop/privkey.pem 2048", marks=pytest.mark.soak
         ),
-        "rm /etc/hostwright/tls/shop",
-        "ln -sfn $(echo /var/lib/hostwright/tls/self-signed/shop/*) /etc/hostwright/tls/shop; systemctl reload nginx",
+        pytest.param("rm /etc/hostwright/tls/shop", marks=pytest.mark.soak),
+        pytest.param(
+            "ln -sfn $(echo /var/lib/hostwright/tls/self-signed/shop/*) /etc/hostwright/tls/shop; systemctl reload nginx",
+            marks=pytest.mark.soak,
+        ),
         "systemctl disable --now certbot.timer; echo '0 0 * * * root certbot renew' > /etc/cron.d/certbot",
-        "rm /etc/letsencrypt/renewal-hooks/deploy/* /etc/systemd/system/certbot.service.d/*; systemctl daemon-reload",
+        pytest.param(
+            "rm /etc/letsencrypt/renewal-hooks/deploy/* /etc/systemd/system/certbot.service.d/*; systemctl daemon-reload",
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_what_was_broken_by_hand_is_healed(issued, deploy, stranger, provision, broken):
@@ -265,6 +272,7 @@ def test_a_renewal_that_nginx_did_not_hear_of_is_served_by_the_next_run(
     assert served(stranger, issued)["serial"] == on_disk(issued)
 
 
+@pytest.mark.soak
 def test_another_directory_is_asked_when_the_setting_changes(issued, acme, deploy, stranger, provision):
     by_address = acme.directory_url.replace("acme.hostwright.test", acme.address)
     before = on_disk(issued)

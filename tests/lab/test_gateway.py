@@ -280,6 +280,7 @@ def test_rows_survive_everything(host, converge):
     assert converge(log_level="WARNING").changed == []
 
 
+@pytest.mark.soak
 def test_supervisor_instead_of_systemd_and_back(host, converge, stranger):
     with load.traffic(stranger, host, DOMAIN) as traffic:
         run = converge(supervisor="supervisor", settle_seconds=1)

@@ -134,6 +134,7 @@ def test_host_says_how_well_it_is(fleet: Fleet, stranger: LabHost) -> None:
     wait_for("a host that is well", lambda: ask(fleet.front, fleet.front, API, "/mcbench-health")[0] == 200, 60)
 
 
+@pytest.mark.soak
 def test_failed_migration_stops_everything_everywhere(fleet: Fleet, stranger: LabHost) -> None:
     fleet.put("v1.1.0")
     fleet.put("bad-migration")

@@ -58,6 +58,7 @@ def pid(host) -> str:
     return host.run(f"systemctl show -p MainPID --value {UNIT}").stdout.strip()
 
 
+@pytest.mark.soak
 def test_set_noop_update(host, converge):
     run = converge()
     assert (run.ok, run.changed) == (True, ["Server", "Database"]), run

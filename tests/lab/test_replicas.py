@@ -975,6 +975,7 @@ def show_alias_and_what_goes_wrong(host: LabHost, provision: Roll) -> None:
     assert list(on_street(host).values()) == [True, True]
 
 
+@pytest.mark.soak
 def test_alias_leads_to_what_is_healthy_and_no_request_fails(street, provision):
     show_alias(street, provision)
 
