@@ -93,6 +93,11 @@ def provision() -> Callable[..., Run]:
 
 
 @pytest.fixture(scope="session")
-def deployed(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
-    """A host that the real deploy.py has provisioned: see :class:`tests.lab.deployed.Deployed`."""
-    return Deployed(lab, tmp_path_factory.mktemp("deployed"))
+def deployed(lab: Lab, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    """A host that the real deploy.py has provisioned: see :class:`tests.lab.deployed.Deployed`.
+
+    For soak tests it begins as a bare host. The gate's has packages: its converges spend less time in apt, and test_gateway
+    and test_base begin with nothing.
+    """
+    is_whole = any("deployed" in getattr(item, "fixturenames", ()) and item.get_closest_marker("soak") for item in request.session.items)
+    return Deployed(lab, tmp_path_factory.mktemp("deployed"), "bare" if is_whole else "packages")

@@ -32,6 +32,7 @@ SECRETS = (
 class Deployed:
     """A gateway host with random secrets; ``secrets`` are at the same time the environment that pyinfra needs.
 
+    + layer: of the host; on ``packages``, BARE is a host that nothing was deployed to, with most of its packages there
     + host: can go back to two states by ``reset(BARE)`` and ``reset(CONVERGED)``; bare but for the key that the off-site
       repository lets in, which is the operator's to make
     + first_run, samples: pyinfra's first converge of the bare host, at its most talkative, and what the host's process
@@ -40,13 +41,13 @@ class Deployed:
     + leaks: the files that held a secret then (before the next boot emptied /tmp), and the names of those that its journal held
     """
 
-    def __init__(self, lab: Lab, directory: Path) -> None:
+    def __init__(self, lab: Lab, directory: Path, layer: str) -> None:
         self.secrets = canary.new(SECRETS)
         self._directory = directory
         self._acme: Acme = lab.acme()
         apps.gateway_repository(directory)
         self._repository = f"{lab.serve(directory, port=8096)}/gateway.git"
-        self.host: LabHost = lab.host("t-deployed")
+        self.host: LabHost = lab.host("t-deployed", layer=layer)
         self._acme.add_name(DOMAIN, self.host)
         self._vault = lab.host("t-deployed-vault")
         self.host.run("ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
