@@ -214,7 +214,7 @@ class Mirror:
     ``cut`` and ``spoilt`` are names of files that it breaks off in the middle of, or has other bytes in.
     """
 
-    def __init__(self, slot: int, port: int = 8099) -> None:
+    def __init__(self, slot: int, port: int = 8094) -> None:
         self.slot, self._port = slot, port
         self.directory = slot_directory(slot) / "k3s-mirror"
         self.url = f"http://{network.gateway(slot)}:{port}"
