@@ -22,7 +22,7 @@ APP = "codeclashers"
 
 _OPAQUE = "Opaque"
 _REGISTRY = "kubernetes.io/dockerconfigjson"
-_FIRST = ("namespace", "secrets", "config", "network")
+_FIRST = ("namespace", "secrets", "account", "config", "network")
 
 
 @deploy("codeclashers")
@@ -136,12 +136,19 @@ def _backup(settings: Codeclashers, policy: Backup) -> None:
         present=policy.enabled and settings.backup_mongodb_enabled,
         name="Back up MongoDB",
     )
+    backup.source(
+        "codeclashers-redis",
+        policy=policy,
+        kind="redis_pod",
+        server=redis_server(settings),
+        present=policy.enabled and settings.backup_redis_enabled,
+        name="Back up Redis",
+    )
 
 
 def mongodb_server(settings: Codeclashers) -> backup.MongoDB:
     """Return how MongoDB is dumped, and restored into a pod of its own."""
     tls = settings.mongodb_is_public
-    account = next((hashed("registry", kind, data) for name, (kind, data) in _secrets(settings).items() if name == "registry"), "")
     return backup.MongoDB(
         database=settings.mongodb_database,
         image=settings.image("mongodb"),
@@ -150,9 +157,24 @@ def mongodb_server(settings: Codeclashers) -> backup.MongoDB:
         kubectl=tuple(settings.kubectl),
         options=("--ssl", "--sslCAFile=/etc/mongodb-ca/ca.crt", "--sslAllowInvalidHostnames") if tls else (),
         url_options="&tls=true&tlsCAFile=/etc/mongodb-ca/ca.crt&tlsAllowInvalidHostnames=true" if tls else "",
-        pull_secrets=(account,) if account else (),
+        pull_secrets=_pull_secrets(settings),
         user=settings.data_user,
     )
+
+
+def redis_server(settings: Codeclashers) -> backup.RedisPod:
+    """Return how Redis is copied, and loaded into a pod of its own."""
+    return backup.RedisPod(
+        image=settings.image("redis"),
+        namespace=settings.namespace,
+        kubectl=tuple(settings.kubectl),
+        pull_secrets=_pull_secrets(settings),
+        user=settings.data_user,
+    )
+
+
+def _pull_secrets(settings: Codeclashers) -> tuple[str, ...]:
+    return tuple(hashed(name, kind, data) for name, (kind, data) in _secrets(settings).items() if kind == _REGISTRY)
 
 
 # --- manifests -----------------------------------------------------------------------------------------------------

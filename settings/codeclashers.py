@@ -327,6 +327,7 @@ class Codeclashers(Section):
 
     # backups
     backup_mongodb_enabled: bool = Field(True, description="back MongoDB up on this host, if backups are made")
+    backup_redis_enabled: bool = Field(True, description="back Redis up likewise")
 
     # --- what follows from it ----------------------------------------------------------------------------------------
 

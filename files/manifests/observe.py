@@ -1,6 +1,8 @@
 # ruff: noqa: F821 - sent to a host behind cluster.py and registry.py, as one program
 """The fact: what would change, what the server refuses, what the nodes have; as one line of JSON."""
 
+PULLS = "kubernetes.io/dockerconfigjson"
+
 
 def nodes_of(cluster, mine):
     """Return the nodes, and what pods that are not of the application ask for on each."""
@@ -72,7 +74,9 @@ def look(values, answer):
         ]  # fmt: skip
     mine = [item["metadata"]["name"] for item in objects if item["kind"] in WORKLOADS]
     answer["nodes"] = nodes_of(cluster, mine)
-    answer["images"] = new_images(objects, live)
+    # a new account has to get all of them: else the first pod that moves would say that it does not
+    is_new = any(item.get("type") == PULLS and key_of(item) not in live for item in objects)
+    answer["images"] = new_images(objects, {} if is_new else live)
     if values["check_images"] and answer["images"]:
         architectures = sorted({node["architecture"] for node in answer["nodes"].values()})
         wanted = {

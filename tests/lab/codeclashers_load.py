@@ -15,7 +15,7 @@ class Players:
     """Begin matches and requests in the background; what failed is in ``faults`` when the ``with`` ends.
 
     + matches: how many are open at a time, each ``seconds`` long (s), then another begins
-    + rate: requests per second, each over a new connection
+    + rate: requests per second, each over a new connection; ``pace`` is what was reached
     """
 
     def __init__(self, address: str, port: int, matches: int = 10, seconds: float = 20, rate: float = 10) -> None:
@@ -26,14 +26,18 @@ class Players:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._play, daemon=True) for _ in range(matches)]
-        self._threads.append(threading.Thread(target=self._ask, daemon=True))
+        self._askers = max(1, round(rate))  # one each a second: a slow answer holds nobody else up
+        self._threads += [threading.Thread(target=self._ask, daemon=True) for _ in range(self._askers)]
+        self._began, self.pace = 0.0, 0.0
 
     def __enter__(self) -> Players:
+        self._began = time.monotonic()
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.pace = self.answers / (time.monotonic() - self._began)
         self._stop.set()
         for thread in self._threads:
             thread.join(self._seconds + 60)
@@ -79,7 +83,7 @@ class Players:
                     self.answers += 1
             except (OSError, http.client.HTTPException) as error:
                 self._fault(f"request: {error!r}")
-            self._stop.wait(max(0.0, 1 / self._rate - (time.monotonic() - began)))
+            self._stop.wait(max(0.0, self._askers / self._rate - (time.monotonic() - began)))
 
     def _fault(self, text: str) -> None:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -11,7 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.lab.state import REPOSITORY
+from tests.lab.hosts import LabHost
+from tests.lab.state import REPOSITORY, wait_for
 
 SEED = int(os.environ.get("HOSTWRIGHT_KILL_SEED", random.SystemRandom().randrange(10**6)))
 _STARTED = re.compile(r"--> Starting operation: (.*?)\s*$")
@@ -63,3 +65,24 @@ def kill_run(command: Sequence[str], env: Mapping[str, str], point: Point) -> st
     process.wait()
     assert len(names) > point.operation, "the run ended before its kill point:\n" + "".join(said[-40:])
     return names[-1]
+
+
+def kill_both_ends(command: Sequence[str], env: Mapping[str, str], host: LabHost, lock: str, seconds: float) -> None:
+    """Start a run, and kill it and the program that works for it on the host, some time after that has begun.
+
+    + lock: file on the host that the program holds open while it works; + seconds: after it was seen to
+    """
+    run = subprocess.Popen(
+        command, cwd=REPOSITORY, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    holders = f"for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q {lock} && echo ${{p#/proc/}}; done"
+    try:
+        wait_for("the program on the host", lambda: host.run(holders, check=False).stdout.strip(), 120)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(seconds)
+        host.run(f"kill -9 $({holders}) 2>/dev/null", check=False)
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()

@@ -4,140 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.lab import images, k3s
-from tests.lab.codeclashers_load import Players
-from tests.lab.k3s import Cluster
+from tests.lab import canary, images, k3s
+from tests.lab.codeclashers_site import PROGRAM, SECRETS, Site
 from tests.lab.lab import Lab
 from tests.lab.provision import Run
-from tests.lab.registry import Registry
 from tests.lab.state import wait_for
 
 pytestmark = pytest.mark.soak
 
-SECRETS = {
-    name: f"canary-{name.lower()}-0123456789"
-    for name in (
-        "REDIS_PASSWORD", "JUDGE0_POSTGRES_PASSWORD", "MONGODB_PASSWORD", "OPENAI_API_KEY", "INTERNAL_SERVICE_SECRET",
-        "BOT_SERVICE_SECRET", "COLYSEUS_RESERVATION_SECRET", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
-    )
-}  # fmt: skip
-COMPONENTS = ("mongodb", "redis", "postgres", "colyseus", "bots", "judge0_server", "judge0_worker")
-DEPLOY = "from deploys.codeclashers import codeclashers\ncodeclashers()\n"
-
-WAIT = "trap 'exit 0' TERM INT\nwhile :; do sleep 1 & wait $!; done\n"
-# Documents are lines of /data/db/COLLECTION.json; an archive is a tar of them.
-MONGODB = {
-    "/docker-entrypoint.sh": '#!/bin/sh\nset -e\n[ -z "$MONGO_INITDB_ROOT_PASSWORD_FILE" ] || [ -r "$MONGO_INITDB_ROOT_PASSWORD_FILE" ]\nexec "$@"\n',
-    "/bin/mongod": f"#!/bin/sh\necho mongod \"$@\"\ntouch /data/db/up\n{WAIT}",
-    "/bin/mongosh": """#!/bin/sh
-case "$*" in *getCollectionNames*) ;; *) test -e /data/db/up; exit ;; esac
-cd /data/db
-printf '{"size": 1000, "counts": {'
-first=
-for file in *.json; do
-    [ -e "$file" ] || continue
-    printf '%s"%s": %s' "$first" "${file%.json}" "$(wc -l < "$file")"
-    first=', '
-done
-echo '}}'
-""",
-    "/bin/mongodump": """#!/bin/sh
-for word in "$@"; do case $word in --config=*) grep -q "password: .canary-mongodb" "${word#*=}" || exit 9 ;; esac; done
-cd /data/db
-for file in *.json; do echo "2026-01-01T00:00:00.000+0000	done dumping codeclashers.${file%.json} ($(wc -l < "$file") documents)" >&2; done
-tar -c *.json | gzip
-""",
-    "/bin/mongorestore": "#!/bin/sh\ncd /data/db\ngzip -d | tar -x\n",
-}
-# A submission is a line in Redis' list; the worker runs it. nc speaks the protocol.
-JUDGE0 = {
-    "/scripts/server": "#!/bin/sh\nmkdir -p /tmp/www; echo about > /tmp/www/about; echo \"$POSTGRES_HOST $REDIS_HOST\"; httpd -p 2358 -h /tmp/www\n" + WAIT,
-    "/scripts/workers": """#!/bin/sh
-trap 'exit 0' TERM INT
-mkdir -p /tmp/m; mount -t tmpfs none /tmp/m || { echo "not privileged" >&2; exit 5; }
-touch /tmp/well
-while :; do
-    job=$(printf 'AUTH %s\\r\\nLPOP submissions\\r\\nQUIT\\r\\n' "$REDIS_PASSWORD" | nc -w 2 redis 6379 | tr -d '\\r' | sed -n 's/^job //p')
-    if [ -n "$job" ]; then
-        result=$(sh -c "$job")
-        printf 'AUTH %s\\r\\nRPUSH results "%s"\\r\\nQUIT\\r\\n' "$REDIS_PASSWORD" "$result" | nc -w 2 redis 6379 > /dev/null
-    fi
-    sleep 1 & wait $!
-done
-""",
-}
-
-
-class Site:
-    """A cluster with codeclashers on it."""
-
-    def __init__(self, cluster: Cluster, registry: Registry, provision: Callable[..., Run]) -> None:
-        self.cluster, self.registry, self._provision = cluster, registry, provision
-        self.host = cluster.host
-        box = images.get("busybox")
-        server = {"/server.js": (Path(__file__).parent / "apps/codeclashers/colyseus.js").read_text()}
-        for tag, variables in {"v1": {}, "v2": {}, "bad-starts": {"FAULT": "starts"}, "bad-health": {"FAULT": "health"}}.items():
-            made = images.make(images.get("s3"), files=server, entrypoint=["node", "/server.js"], command=[], environment={"RELEASE": tag, **variables})
-            registry.push("team/codeclashers-colyseus", tag, made)
-            registry.push("team/codeclashers-bots", tag, images.make(box, files={"/bin/bots": f"#!/bin/sh\n{WAIT}"}, command=["/bin/bots"]))
-        registry.push("team/mongo", "7.0.0", images.make(box, files=MONGODB, entrypoint=["/docker-entrypoint.sh"], command=["mongod"]))
-        registry.push("team/judge0", "1.13.1", images.make(box, files=JUDGE0, command=["/scripts/server"]))
-
-    def data(self, **differs: Any) -> dict[str, Any]:
-        small: dict[str, Any] = {}
-        for component in COMPONENTS:
-            small |= {f"{component}_cpu_request": "10m", f"{component}_memory_request": "24Mi", f"{component}_memory_limit": "300Mi"}
-        name = self.registry.name
-        values = {
-            "registry": f"{name}/team", "version": "v1",
-            "mongodb_image": f"{name}/team/mongo:7.0.0", "judge0_image": f"{name}/team/judge0:1.13.1",
-            "redis_image": self.registry.image("redis", "8"), "postgres_image": self.registry.image("postgres", "17"),
-            "backup_password": "env:BACKUP",
-            "registry_username": self.registry.username, "registry_password": "env:PULL",
-            "s3_bucket_name": "bucket", "judge0_shares_nodes": True, "judge0_worker_health_command": ["test", "-e", "/tmp/well"],
-            "colyseus_grace_seconds": 90, "grace_seconds": 15, "prestop_seconds": 3, "min_ready_seconds": 1, "rollout_seconds": 240,
-            "colyseus_sticky": False, "image_check": False, "mongodb_storage": "1Gi",
-            "judge0_health_command": ["wget", "-qO-", "http://127.0.0.1:2358/about"],
-            "colyseus_health_command": ["node", "-e", "fetch('http://127.0.0.1:2567/health').then((r) => process.exit(r.ok ? 0 : 1))"],
-            **{key.lower(): f"env:{key}" for key in SECRETS}, **small, **differs,
-        }  # fmt: skip
-        return {key if key.startswith("backup_p") else f"codeclashers_{key}": value for key, value in values.items()}
-
-    def run(self, deploy: str = DEPLOY, dry: bool = False, env: dict[str, str] | None = None, extra: tuple[str, ...] = (), **differs: Any) -> Run:
-        return self._provision(
-            self.host, deploy, data=self.data(**differs), groups={"codeclashers": [self.host], "lab": [self.host]}, dry=dry,
-            env={**SECRETS, "PULL": self.registry.password, "BACKUP": "canary-backup-0123456789", **(env or {})}, extra=extra,
-        )  # fmt: skip
-
-    def act(self, call: str) -> Run:
-        name = call.partition("(")[0]
-        return self.run(f"from deploys.codeclashers import {name}\n{call}\n")
-
-    def pods(self, component: str = "") -> dict[str, str]:
-        words = ["-l", f"app.kubernetes.io/name={component}"] if component else []
-        found = self.cluster.get("pods", "-n", "codeclashers", *words)["items"]
-        return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in found if "deletionTimestamp" not in pod["metadata"]}
-
-    def redis(self, *words: str) -> str:
-        script = f"REDISCLI_AUTH=$(cat /etc/redis/password) redis-cli {' '.join(words)}"
-        return self.cluster.kubectl("exec", "-n", "codeclashers", "redis-0", "--", "sh", "-c", script).strip()
-
-    def players(self, **differs: Any) -> Players:
-        return Players(self.host.address, 2567, **differs)
-
+PULL = "canary-other-pull-0123456789"
 
 @pytest.fixture(scope="module")
 def site(lab: Lab, provision: Callable[..., Run]) -> Iterator[Site]:
     registry = lab.registry()
     cluster = k3s.one_node(lab, "t-codeclashers", registry=registry)
-    # local-path's directories are open to whoever the pod runs as; the stand-in's are root's
-    opened = "while :; do chmod 0777 /var/lib/rancher/k3s/storage/* 2>/dev/null; sleep 0.2; done"
-    cluster.host.run(f"systemd-run --unit=lab-volumes sh -c '{opened}'")
     yield Site(cluster, registry, provision)
     lab.destroy(cluster.host)
 
@@ -160,7 +43,7 @@ def test_everything_comes_up_and_the_second_run_changes_nothing(site):
 
 def test_a_match_is_played_and_a_submission_is_judged(site):
     with site.players(matches=2, seconds=3, rate=5) as players:
-        players._stop.wait(5)
+        wait_for("two matches", lambda: players.finished >= 2, 30)
     assert players.faults == []
     assert players.finished >= 2
     assert players.releases == {"v1"}
@@ -178,36 +61,64 @@ def test_health_and_status(site):
 
 def test_upgrade_under_matches_and_requests(site):
     databases = {name: uid for name, uid in site.pods().items() if name.startswith(("mongodb", "redis", "postgres", "judge0"))}
-    with site.players(matches=20, seconds=15, rate=20) as players:
+    with site.players(matches=100, seconds=15, rate=50) as players:
         run = site.run(version="v2")
     assert run.ok, run
-    print(f"matches finished {players.finished}, answers {players.answers}, faults {len(players.faults)}")  # noqa: T201
+    print(f"matches finished {players.finished}, answers {players.answers} at {players.pace:.0f}/s, faults {len(players.faults)}")  # noqa: T201
     assert players.faults == [], players.faults[:5]
-    assert players.finished >= 20
+    assert players.finished >= 100
+    assert players.pace > 40, "the load was not there"
     assert "v2" in players.releases
     assert databases.items() <= site.pods().items()
     assert site.run(version="v2").changed == []
 
 
-@pytest.mark.parametrize(("tag", "said"), [("bad-starts", "cannot find the lobby"), ("bad-health", "was not rolled out"), ("gone", "ImagePull")])
-def test_a_bad_release_never_serves(site, tag, said):
-    before = site.pods("colyseus")
+BAD = {
+    "crashes": ({"version": "bad-starts"}, {}, "cannot find the lobby"),
+    "is not ready": ({"version": "bad-health"}, {}, "was not rolled out"),
+    "no such image": ({"version": "gone"}, {}, "ImagePull"),
+    "no room": ({"version": "v2", "colyseus_cpu_request": "64", "colyseus_cpu_limit": "64", "capacity_check": False}, {}, "no node takes it"),
+    "expired pull secret": ({"version": "v3"}, {"PULL": "expired-0123456789"}, "401 Unauthorized"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_release_never_serves(site, fault):
+    differs, env, said = BAD[fault]
+    env = {"OPENAI_API_KEY": "another-key-0123456789", **env}
+    before, data = site.pods("colyseus"), site.names("secrets,configmaps,serviceaccounts")
+    account = site.cluster.get("serviceaccount", "codeclashers", "-n", "codeclashers")["imagePullSecrets"]
     with site.players(matches=5, seconds=5, rate=20) as players:
-        run = site.run(version=tag, env={"OPENAI_API_KEY": "another-key-0123456789"}, rollout_seconds=45, colyseus_grace_seconds=20)
+        run = site.run(**differs, env=env, rollout_seconds=45 if fault == "is not ready" else 150, colyseus_grace_seconds=20)
     assert not run.ok
     assert said in run.stderr, run
     assert "is back: workloads, config and secrets" in run.stderr, run.stderr
     assert players.faults == [], players.faults[:5]
     assert players.releases == {"v2"}
     assert site.pods("colyseus") == before
+    assert site.names("secrets,configmaps,serviceaccounts") == data
+    assert site.cluster.get("serviceaccount", "codeclashers", "-n", "codeclashers")["imagePullSecrets"] == account
     assert site.run(version="v2").changed == []
-    for value in (*SECRETS.values(), "another-key-0123456789"):
+    for value in (*SECRETS.values(), *env.values()):
         assert value not in run.stdout + run.stderr
+
+
+def test_a_bad_manifest_is_refused_before_any_change(site):
+    """A volume's size cannot be changed in its StatefulSet: the server says so, asked for a dry run."""
+    before, data = site.pods(), site.names("secrets,configmaps")
+    run = site.run(version="v1", mongodb_storage="2Gi", env={"OPENAI_API_KEY": "another-key-0123456789"})
+    assert not run.ok
+    assert "nothing was changed" in run.stderr, run
+    assert "StatefulSet" in run.stderr, run
+    assert "volumeClaimTemplates" in run.stderr or "updates to statefulset spec" in run.stderr, run
+    assert (site.pods(), site.names("secrets,configmaps")) == (before, data)
+    assert site.run(version="v2").changed == []
 
 
 def test_rotation_restarts_its_users_alone(site):
     before = site.pods()
-    run = site.run(version="v2", env={"COLYSEUS_RESERVATION_SECRET": "rotated-reservation-0123456789"})
+    env = {"COLYSEUS_RESERVATION_SECRET": "rotated-reservation-0123456789"}
+    run = site.run(version="v2", env=env)
     assert run.ok, run
     after = site.pods()
     changed = {name.rsplit("-", 2)[0] for name in before if name not in after}
@@ -231,7 +142,33 @@ def test_rollback_scale_restart(site):
     assert site.run(version="v2").changed == []
 
 
+def test_a_new_pull_account_replaces_no_pod(site):
+    before, secrets = site.pods(), site.names("secrets")
+    site.registry.set_password("other", PULL)
+    run = site.run(version="v2", env={"PULL": PULL}, registry_username="other")
+    assert run.ok, run
+    assert run.changed != []
+    assert site.pods() == before
+    assert len(set(site.names("secrets")) - set(secrets)) == 1
+    assert site.run(version="v2").ok
+    assert site.pods() == before
+
+
+@pytest.mark.parametrize("seconds", [1, 3, 5, 8, 11, 15, 19, 24, 30, 37])
+def test_killed_anywhere_the_next_run_finishes(site, tmp_path, seconds):
+    """Both ends die: the control machine's run, and the program on the host. What serves, serves on."""
+    wanted = {"version": "v1" if "v2" in site.images("colyseus") else "v2", "env": {"OPENAI_API_KEY": f"killed-at-{seconds}-0123456789"}}
+    with site.players(matches=3, seconds=5, rate=10) as players:
+        site.run_killed(tmp_path, seconds, **wanted)
+        again = site.run(**wanted)
+    assert again.ok, again
+    assert players.faults == [], players.faults[:5]
+    assert site.images("colyseus") == {wanted["version"]}
+    assert site.run(**wanted).changed == []
+
+
 def test_what_the_node_cannot_hold_is_refused_with_the_arithmetic(site):
+    assert site.run(version="v2").ok
     before = site.pods()
     run = site.run(version="v2", colyseus_cpu_request="64", colyseus_cpu_limit="64")
     assert not run.ok
@@ -252,6 +189,11 @@ def test_an_image_for_another_architecture_is_refused(site):
     assert "of bots is made for arm64; nodes that bots may run on are amd64" in run.stderr, run.stderr
     gone = site.run(version="v2", bots_image=reference.replace(":arm", ":never"), image_check=True)
     assert "of bots is not in its registry" in gone.stderr, gone.stderr
+    before = site.names("secrets,configmaps,serviceaccounts")
+    expired = site.run(version="v2", image_check=True, env={"PULL": "expired-0123456789"})
+    assert not expired.ok
+    assert "of mongodb: the registry refuses the account" in expired.stderr, expired.stderr
+    assert site.names("secrets,configmaps,serviceaccounts") == before
 
 
 def test_secrets_are_not_on_the_host(site):
@@ -259,10 +201,10 @@ def test_secrets_are_not_on_the_host(site):
     for value in SECRETS.values():
         assert value not in text
     assert "last-applied-configuration" not in text
-    found = site.host.run("grep -rlsF canary- /etc /tmp /root /run/hostwright /var/log --exclude-dir=journal", check=False).stdout
+    patterns = "\n".join(form for value in SECRETS.values() for form in canary.forms(value)) + "\n"
+    found = site.host.run("grep -rlsF -f - /etc /tmp /root /run/hostwright /var/log --exclude-dir=journal", check=False, input=patterns).stdout
     assert found == ""
-    journal = site.host.run("journalctl --no-pager | grep -c canary-", check=False).stdout.strip()
-    assert journal == "0"
+    assert canary.journal(site.host, SECRETS) == []
 
 
 def test_mongodb_is_backed_up_drilled_and_restored(site):
@@ -276,8 +218,40 @@ def test_mongodb_is_backed_up_drilled_and_restored(site):
     site.cluster.kubectl(*inside, "rm /data/db/matches.json; printf '{}\\n{}\\n' > /data/db/users.json")
     site.host.run(f"{program} restore codeclashers-mongodb", timeout=400)
     assert site.cluster.kubectl(*inside, "wc -l < /data/db/matches.json; wc -l < /data/db/users.json").split() == ["3", "1"]
-    assert site.host.run("ls /var/lib/hostwright/backup | grep -c before-restore").stdout == "1\n"
+    assert site.host.run("ls /var/lib/hostwright/backup | grep -c mongodb.before-restore").stdout == "1\n"
     assert SECRETS["MONGODB_PASSWORD"] not in site.host.run("cat /etc/hostwright/backup/*; journalctl --no-pager").stdout
+    assert site.run(version="v2").changed == []
+
+
+def test_redis_is_backed_up_drilled_and_restored(site):
+    ask = site.redis
+    ask("FLUSHALL")
+    ask("RPUSH", "queue", *(f"task-{number}" for number in range(200)))
+    ask("HSET", "match:1", "state", "open")
+    ask("-n", "1", "SET", "kept", "yes")
+    ask("SET", "passing", "soon", "EX", "3600")
+    site.host.run("systemctl start hostwright-backup-codeclashers-redis.service", timeout=300)
+    site.host.run("systemctl start hostwright-backup-codeclashers-redis-drill.service", timeout=400)
+    said = site.host.run("journalctl -u hostwright-backup-codeclashers-redis-drill --no-pager -o cat").stdout
+    assert "is verified" in said, said
+    assert "3 rows or files" in said, said
+    assert "scratch" not in site.cluster.kubectl("get", "pods", "-n", "codeclashers")
+    pods = site.pods()
+
+    ask("FLUSHALL")
+    ask("SET", "newer", "yes")
+    site.host.run(f"{PROGRAM} restore codeclashers-redis --at verified", timeout=400)
+    assert ask("LLEN", "queue") == "200"
+    assert (ask("HGET", "match:1", "state"), ask("-n", "1", "GET", "kept"), ask("GET", "passing"), ask("EXISTS", "newer")) == ("open", "yes", "soon", "0")
+    assert "role:master" in ask("INFO", "replication")
+    assert site.pods() == pods
+    assert site.host.run("ls /var/lib/hostwright/backup | grep -c 'codeclashers-redis.before-restore.*rdb'").stdout == "1\n"
+    # it is in what is read at the next start
+    site.cluster.kubectl("delete", "pod", "redis-0", "-n", "codeclashers", timeout=120)
+    site.cluster.kubectl("rollout", "status", "statefulset/redis", "-n", "codeclashers", "--timeout=240s", timeout=260)
+    assert ask("LLEN", "queue") == "200"
+    assert site.cluster.kubectl("exec", "-n", "codeclashers", "redis-0", "--", "sh", "-c", "ls -A /data | grep -c hostwright || :").strip() == "0"
+    assert SECRETS["REDIS_PASSWORD"] not in site.host.run("cat /etc/hostwright/backup/*; journalctl --no-pager").stdout
     assert site.run(version="v2").changed == []
 
 

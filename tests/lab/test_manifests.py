@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import os
-import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,10 +11,10 @@ import pytest
 
 from tests.lab import images, k3s
 from tests.lab.k3s import Cluster
+from tests.lab.kill import kill_both_ends
 from tests.lab.lab import Lab
 from tests.lab.provision import Run, command_line
 from tests.lab.registry import Registry
-from tests.lab.state import REPOSITORY, wait_for
 
 pytestmark = pytest.mark.soak
 
@@ -263,16 +259,7 @@ def test_killed_anywhere_the_next_run_finishes(shop, tmp_path, seconds):
     """Both ends die: the control machine's run, and the program on the host."""
     wanted = {"extra": True, "greeting": f"killed-{seconds}", "secret": f"{SECRET}-{seconds}"}
     command = command_line(tmp_path, shop.cluster.host, shop.text(**wanted))
-    run = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    lock = "/run/hostwright/manifests-shop.lock"
-    holders = f"for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q {lock} && echo ${{p#/proc/}}; done"
-    wait_for("the program on the host", lambda: shop.cluster.host.run(holders, check=False).stdout.strip(), 120)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        run.wait(seconds)
-    shop.cluster.host.run(f"kill -9 $({holders}) 2>/dev/null", check=False)
-    if run.poll() is None:
-        os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    kill_both_ends(command, {}, shop.cluster.host, "/run/hostwright/manifests-shop.lock", seconds)
     again = shop.run(**wanted)
     assert again.ok, again
     assert shop.says() == f"killed-{seconds}"

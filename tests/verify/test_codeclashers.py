@@ -59,7 +59,7 @@ def test_workers_alone_are_privileged_and_on_nodes_of_their_own(machine: Machine
 
 def test_no_budget_blocks_a_drain(machine: Machine) -> None:
     for name, item in _found(machine, "PodDisruptionBudget").items():
-        assert item["spec"].get("maxUnavailable") == 1, name
+        assert item["spec"].get("maxUnavailable") == ("100%" if name == "judge0-worker" else 1), name
 
 
 def test_the_newest_revision_is_good(machine: Machine) -> None:

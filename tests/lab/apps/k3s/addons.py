@@ -6,6 +6,7 @@ The names and the outcome are those of coredns, servicelb and local-path-provisi
 import base64
 import ipaddress
 import json
+import os
 import socket
 import ssl
 import struct
@@ -20,6 +21,7 @@ from parts import DNS, read, say
 
 STORAGE = "/var/lib/rancher/k3s/storage"
 _cluster: dict[str, list] = {"services": [], "endpoints": [], "pods": []}
+_here: list[str] = []  # the node that this runs on
 
 
 class Api:
@@ -53,6 +55,7 @@ class Api:
 
 def begin(kubeconfig: str, address: str, node: str) -> None:
     api = Api(kubeconfig)
+    _here.append(node)
     roles = {f"node-role.kubernetes.io/{role}": "true" for role in ("control-plane", "etcd", "master")}
     api.ask(f"/api/v1/nodes/{node}", "PATCH", {"metadata": {"labels": roles}}, "application/merge-patch+json")
     own = {"app.kubernetes.io/managed-by": "lab"}
@@ -105,13 +108,18 @@ def provision(api: Api) -> None:
         if claim["status"].get("phase") != "Pending" or spec.get("storageClassName") != "local-path" or not node:
             continue
         name = f"pvc-{meta['uid']}"
+        place = f"{STORAGE}/{name}_{meta['namespace']}_{meta['name']}"
+        if node in _here:
+            # as local-path's helper pod makes it on the volume's node: open to whoever the pod runs as
+            os.makedirs(place, exist_ok=True)
+            os.chmod(place, 0o777)
         api.ensure("/api/v1/persistentvolumes", {
             "metadata": {"name": name, "annotations": {"pv.kubernetes.io/provisioned-by": "rancher.io/local-path"}},
             "spec": {"capacity": {"storage": spec["resources"]["requests"]["storage"]}, "accessModes": spec["accessModes"],
                      "persistentVolumeReclaimPolicy": "Delete", "storageClassName": "local-path", "volumeMode": "Filesystem",
                      "claimRef": {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "name": meta["name"],
                                   "namespace": meta["namespace"], "uid": meta["uid"], "resourceVersion": meta["resourceVersion"]},
-                     "hostPath": {"path": f"{STORAGE}/{name}_{meta['namespace']}_{meta['name']}", "type": "DirectoryOrCreate"},
+                     "hostPath": {"path": place, "type": "DirectoryOrCreate"},
                      "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
                          {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}}}})  # fmt: skip
 

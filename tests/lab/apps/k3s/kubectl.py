@@ -1,12 +1,12 @@
 # ruff: noqa: T201 - what it prints is what it is for
 """k3s kubectl: the real one, with manifests of newer API versions turned into those that the lab's 1.20 server has."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 
-import yaml
 from parts import BIN, ETC, VERSION, call, environment
 
 OLDER = {
@@ -19,13 +19,23 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def older(text: str) -> str:
-    documents = [document for document in yaml.safe_load_all(text) if document]
+    documents = _documents(text)
     for document in documents:
         for one in document.get("items", [document]) if document.get("kind") == "List" else [document]:
             key = (one.get("apiVersion"), one.get("kind"))
             one["apiVersion"] = OLDER.get(key, one.get("apiVersion"))
             _drop_unknown(one)
-    return yaml.safe_dump_all(documents, sort_keys=False)
+    return "\n".join(json.dumps(document) for document in documents)
+
+
+def _documents(text: str) -> list:
+    """JSON is YAML, and read a hundred times faster."""
+    try:
+        return [json.loads(text)]
+    except ValueError:
+        import yaml
+
+        return [document for document in yaml.safe_load_all(text) if document]
 
 
 def _drop_unknown(value: object) -> None:

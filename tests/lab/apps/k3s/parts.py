@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 
-import yaml
 from release import VERSION
 
 PARTS = "/usr/local/lib/lab-kubernetes"
@@ -90,6 +89,8 @@ def write(path: str, text: str, mode: int = 0o600) -> None:
 
 def options(words: list[str], known: dict[str, type]) -> dict[str, object]:
     """Return the flags, with those of config.yaml and config.yaml.d before them; a list is added to, else the last one counts."""
+    import yaml  # here: kubectl is called often, and has no use for it
+
     given = parse(words, known)
     path = str(given.get("config") or os.environ.get("K3S_CONFIG_FILE") or f"{ETC}/config.yaml")
     found: dict[str, object] = {}
