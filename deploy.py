@@ -18,6 +18,7 @@ from deploys.k3s import k3s
 from deploys.k3s import preflight as k3s_preflight
 from deploys.liap import liap
 from deploys.liap import preflight as liap_preflight
+from deploys.liap_services import liap_services
 from deploys.mcbench import mcbench
 from deploys.mcbench import preflight as mcbench_preflight
 from deploys.monitoring import monitoring
@@ -51,6 +52,8 @@ if current().k3s is not None:
     k3s()
 if current().liap is not None:
     liap()
+if current().liap_services is not None:
+    liap_services()
 if current().codeclashers is not None:
     codeclashers()
 if runner_settings is not None:

@@ -130,7 +130,7 @@ def _identity(host: Host) -> None:
 
 def _monitoring_files(host: Host) -> None:
     """Before the package, which starts the exporter at once: without this file on every address."""
-    systems = sorted(system.prefix.rstrip("_") for system in host.systems)
+    systems = sorted({system.prefix.rstrip("_") for system in host.systems})
     fileset.files(
         [
             File(

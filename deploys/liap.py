@@ -26,7 +26,7 @@ from operations.nginx import Location, Upstream
 from operations.template import render
 from settings import Backup, Certificate, Liap
 from settings.archive import Filesystem, Postgres, Retention
-from settings.liap import APP_PORT
+from settings.liap import APP_PORT, CA_FILE
 from settings.secret import Secret
 
 PROJECT = "liap"
@@ -131,7 +131,7 @@ def _external(settings: Liap) -> None:
 def questions(settings: Liap) -> list[dict[str, Any]]:
     """Return what is asked of the services of somebody else's that the backend uses; secrets in it are ``Secret``."""
     found: list[dict[str, Any]] = []
-    if settings.use_game_archival and settings.archive_backend == "postgresql" and settings.postgres_host:
+    if settings.use_game_archival and settings.archive_backend == "postgresql" and settings.postgres_host and not settings.uses_pgbouncer:
         found.append({
             "kind": "postgres", "name": "the archive", "host": settings.postgres_host, "port": settings.postgres_port,
             "user": settings.postgres_user, "password": settings.postgres_password, "database": settings.postgres_db,
@@ -195,10 +195,13 @@ def spec(settings: Liap) -> dict[str, Any]:
 
 def mounted(settings: Liap) -> dict[str, Secret]:
     """Return the files that its services mount."""
-    if not settings.runs_redis:
-        return {}
-    text = render("liap/redis.conf.j2", password=settings.redis_password, maxmemory_mb=settings.redis_maxmemory_mb)
-    return {"redis.conf": Secret(text)}
+    found = {}
+    if settings.runs_redis:
+        text = render("liap/redis.conf.j2", password=settings.redis_password, maxmemory_mb=settings.redis_maxmemory_mb)
+        found["redis.conf"] = Secret(text)
+    if settings.uses_ca:
+        found["ca.crt"] = settings.services_ca
+    return found
 
 
 def _backend(settings: Liap) -> dict[str, Any]:
@@ -231,8 +234,10 @@ def _backend(settings: Liap) -> dict[str, Any]:
     if settings.metrics_enabled:
         address = "0.0.0.0" if settings.metrics_networks else "127.0.0.1"
         service["ports"].append(f"{address}:{settings.metrics_port}:{settings.metrics_port}")
-    if settings.use_game_archival and settings.archive_backend == "filesystem":
-        service["volumes"] = [f"{settings.archive_directory}:/archive"]
+    volumes = [f"{settings.archive_directory}:/archive"] if settings.use_game_archival and settings.archive_backend == "filesystem" else []
+    volumes += [f"./ca.crt:{CA_FILE}:ro"] if settings.uses_ca else []
+    if volumes:
+        service["volumes"] = volumes
     needs = [name for name, runs in (("redis", settings.runs_redis), ("postgres", settings.runs_postgres)) if runs]
     if needs:
         service["depends_on"] = {name: {"condition": "service_healthy"} for name in needs}

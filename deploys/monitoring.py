@@ -257,7 +257,7 @@ def targets(fleet: Mapping[str, Host], me: str) -> dict[str, list[dict[str, Any]
     for name, settings in sorted(fleet.items()):
         if not settings.monitoring.address and name != me:
             continue
-        systems = ",".join(sorted(system.prefix.rstrip("_") for system in settings.systems))
+        systems = ",".join(sorted({system.prefix.rstrip("_") for system in settings.systems}))
         for one in exporters(settings):
             labels = {"host": name, "systems": systems}
             if one.instance:

@@ -25,6 +25,7 @@ from settings.gateway import Gateway
 from settings.host import Host, load_fleet, load_host
 from settings.k3s import K3s, RegistryAccess
 from settings.liap import Liap
+from settings.liap_services import LiapServices
 from settings.mcbench import Mcbench
 from settings.monitoring import Monitoring
 from settings.requirements import PortClaim, Requirements
@@ -45,6 +46,7 @@ __all__ = [
     "Host",
     "K3s",
     "Liap",
+    "LiapServices",
     "Mcbench",
     "Monitoring",
     "Port",

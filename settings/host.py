@@ -28,6 +28,10 @@ from settings.k3s import fleet_faults as k3s_faults
 from settings.liap import Liap
 from settings.liap import host_faults as liap_faults
 from settings.liap import host_needs as liap_needs
+from settings.liap_services import GROUPS as LIAP_SERVICES_GROUPS
+from settings.liap_services import LiapServices
+from settings.liap_services import fleet_faults as liap_fleet_faults
+from settings.liap_services import host_faults as liap_services_faults
 from settings.mcbench import GROUPS as MCBENCH_GROUPS
 from settings.mcbench import Mcbench, fleet_faults
 from settings.monitoring import Monitoring
@@ -44,12 +48,12 @@ COMMON: dict[str, type[Section]] = {
 }
 """Sections of every host."""
 
-SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench, "cricksy": Cricksy, "k3s": K3s, "liap": Liap, "codeclashers": Codeclashers, "ci_runner": CiRunner}
+SYSTEMS: dict[str, type[Section]] = {"gateway": Gateway, "mcbench": Mcbench, "cricksy": Cricksy, "k3s": K3s, "liap": Liap, "liap_services": LiapServices, "codeclashers": Codeclashers, "ci_runner": CiRunner}
 """Sections of the hosts in the groups of a system. A new system is added here and as a field of Host."""
 
 SYSTEM_GROUPS: dict[str, tuple[str, ...]] = {
     "gateway": ("gateway",), "mcbench": MCBENCH_GROUPS, "cricksy": CRICKSY_GROUPS, "k3s": K3S_GROUPS, "liap": ("liap",),
-    "codeclashers": ("codeclashers",), "ci_runner": ("ci_runner",),
+    "liap_services": LIAP_SERVICES_GROUPS, "codeclashers": ("codeclashers",), "ci_runner": ("ci_runner",),
 }  # fmt: skip
 """The groups whose hosts a system runs on: one of its own name, or one for each of its roles."""
 
@@ -80,6 +84,7 @@ class Host:
     cricksy: Cricksy | None = None
     k3s: K3s | None = None
     liap: Liap | None = None
+    liap_services: LiapServices | None = None
     codeclashers: Codeclashers | None = None
     ci_runner: CiRunner | None = None
 
@@ -145,6 +150,10 @@ def load_fleet(
         faults += fleet_faults({name: host.mcbench for name, host in loaded.items() if host.mcbench})
         faults += cricksy_faults({name: host.cricksy for name, host in loaded.items() if host.cricksy})
         faults += watching.fleet_faults(loaded)
+        faults += liap_fleet_faults(
+            {name: host.liap for name, host in loaded.items() if host.liap},
+            {name: host.liap_services for name, host in loaded.items() if host.liap_services},
+        )
         faults += k3s_faults({name: host.k3s for name, host in loaded.items() if host.k3s})
     if faults:
         raise SettingsError(faults)
@@ -248,6 +257,8 @@ def _backup_faults(host: Host) -> Iterator[Fault]:
 def _liap_faults(host: Host) -> Iterator[Fault]:
     if host.liap:
         yield from liap_faults(host)
+    if host.liap_services:
+        yield from liap_services_faults(host)
 
 
 def _server_faults(host: Host) -> Iterator[Fault]:

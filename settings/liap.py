@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import AfterValidator, Field
 
@@ -40,6 +41,10 @@ EXPERIMENTAL = frozenset({"lab", "dev"})
 """Groups (an inventory's file name is one) in which small hosts and the guide's dev and test stacks are allowed."""
 
 APP_PORT = 8000
+CA_FILE = "/etc/liap/ca.crt"
+"""Where the backend finds the authority of what runs on other hosts, in its container."""
+REDIS = "liap"
+"""The instance on the hosts of liap_redis, and what clients ask sentinels for."""
 TAKEN_PORTS = {
     8000: "the backend's own",
     8001: "the backend's own, for the drain",
@@ -51,6 +56,8 @@ TAKEN_PORTS = {
     3000: "Grafana's",
     5432: "PostgreSQL's",
     6379: "Redis'",
+    6432: "PgBouncer's",
+    26379: "the sentinels'",
 }
 """Ports that something else of this system or of monitoring has: the guide gave Prometheus and the backend one and the same."""
 
@@ -103,6 +110,24 @@ def _redis_url(value: Secret) -> Secret:
     return value
 
 
+def _own_address(value: str) -> str:
+    if value:
+        try:
+            found = ip_address(value)
+        except ValueError:
+            raise broken("must be an IP address of the host") from None
+        if found.is_unspecified or found.is_loopback:
+            raise broken("must be one by which other hosts reach it", "write the address in the private network")
+    return value
+
+
+def _not_everybody(value: str) -> str:
+    if value.endswith("/0"):
+        raise broken("must not be everybody")
+    return value
+
+
+OwnAddress = Annotated[str, AfterValidator(_own_address)]
 OwnPassword = Annotated[Password, AfterValidator(_not_printed)]
 Whole = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -196,6 +221,54 @@ class Liap(Section):
     database_pool_min: Annotated[int, Field(ge=0, le=10000)] = Field(1, description="DATABASE_POOL_MIN; the guide's 20 is for an archive of its own host")
     database_pool_max: Annotated[int, Field(ge=1, le=10000)] = Field(20, description="DATABASE_POOL_MAX; not more than PgBouncer's pool")
 
+    # the guide: high availability. The same on all hosts of liap, liap_postgres and liap_redis, but for the address
+    pgbouncer_enabled: bool = Field(
+        False, description="the archive's PostgreSQL is that of the host in group liap_postgres, at liap_postgres_host, behind PgBouncer there"
+    )
+    pgbouncer_port: PortNumber = Field(6432, description="where backends reach it")
+    pgbouncer_max_clients: Annotated[int, Field(ge=1, le=30000)] = Field(1000, description="the guide's MAX_CLIENT_CONN: connections of all backends together")
+    pgbouncer_pool_size: Annotated[int, Field(ge=1, le=5000)] = Field(25, description="the guide's DEFAULT_POOL_SIZE: connections to PostgreSQL")
+    pgbouncer_prepared_statements: Annotated[int, Field(ge=0, le=10000)] = Field(
+        200, description="how many are kept for clients that prepare; 0 on Debian 12 and Ubuntu 22.04, whose PgBouncer keeps none"
+    )
+    pgbouncer_metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        9127, description="of its exporter, on loopback, or on monitoring_address; 0: none. Must be 0 on Debian 12 and Ubuntu 22.04"
+    )
+    postgres_owner: DatabaseName = Field("liap_owner", description="role that owns the archive there: the backend's may not remove games")
+    postgres_owner_password: OwnPassword = Field(
+        default_factory=Secret.unset, description="its password; required on the host of liap_postgres", examples=["env:LIAP_POSTGRES_OWNER_PASSWORD"]
+    )
+    sentinel_enabled: bool = Field(False, description="Redis is that of the hosts in group liap_redis, watched by a sentinel on each")
+    sentinel_peers: Many[OwnAddress] = Field(
+        (), description="liap_services_address of all hosts in liap_redis, three or more; the first is the primary until there was a failover"
+    )
+    sentinel_port: PortNumber = Field(26379, description="where sentinels are asked")
+    sentinel_down_after_ms: Annotated[int, Field(ge=1000, le=600000)] = Field(
+        5000, description="how long the primary must not have answered (ms); ten seconds later there is another"
+    )
+    redis_port: PortNumber = Field(6379, description="port of Redis on the hosts of liap_redis")
+    redis_user: Annotated[str, matching(r"[A-Za-z0-9_-]+", "must be a name without spaces")] = Field("liap", description="account of backends there")
+    redis_admin_password: OwnPassword = Field(
+        default_factory=Secret.unset, description="of the user default there; required on hosts of liap_redis, as the next two", examples=["env:LIAP_REDIS_ADMIN_PASSWORD"]
+    )
+    redis_replica_password: OwnPassword = Field(
+        default_factory=Secret.unset, description="with which replicas come to the primary", examples=["env:LIAP_REDIS_REPLICA_PASSWORD"]
+    )
+    redis_sentinel_password: OwnPassword = Field(
+        default_factory=Secret.unset, description="with which sentinels come to Redis", examples=["env:LIAP_REDIS_SENTINEL_PASSWORD"]
+    )
+    redis_ask_password: OwnPassword = Field(
+        default_factory=Secret.unset, description="with which backends ask sentinels, and they each other; required with liap_sentinel_enabled",
+        examples=["env:LIAP_REDIS_ASK_PASSWORD"],
+    )  # fmt: skip
+    services_address: OwnAddress = Field("", description="private address of a host of liap_postgres or liap_redis, by which the others reach it")
+    services_networks: Many[Annotated[Network, AfterValidator(_not_everybody)]] = Field((), description="networks of the hosts of liap: who may come there")
+    services_ca: Secret = Field(default_factory=Secret.unset, description="PEM of the authority that signed the certificates there: one of your own, Redis checks no names")
+    services_certificate: Secret = Field(
+        default_factory=Secret.unset, description="PEM of such a host's certificate, for liap_services_address, 127.0.0.1 and what liap_postgres_host says"
+    )
+    services_key: Secret = Field(default_factory=Secret.unset, description="PEM of its key")
+
     # the guide: performance, limits, flags, logs
     event_buffer_size: Whole = Field(10000, description="EVENT_BUFFER_SIZE")
     max_events_per_game: Whole = Field(1000, description="MAX_EVENTS_PER_GAME")
@@ -275,12 +348,27 @@ class Liap(Section):
     @property
     def runs_redis(self) -> bool:
         """Whether the stack has a Redis of its own."""
-        return self.use_rate_limiting and not self.redis_url
+        return self.use_rate_limiting and not self.redis_url and not self.sentinel_enabled
 
     @property
     def runs_postgres(self) -> bool:
         """Whether the stack has a PostgreSQL of its own."""
         return self.use_game_archival and self.archive_backend == "postgresql" and not self.postgres_host
+
+    @property
+    def uses_pgbouncer(self) -> bool:
+        """Whether completed games go through the PgBouncer of liap_postgres."""
+        return self.use_game_archival and self.archive_backend == "postgresql" and self.pgbouncer_enabled
+
+    @property
+    def uses_sentinel(self) -> bool:
+        """Whether rate limits are counted on the hosts of liap_redis."""
+        return self.use_rate_limiting and self.sentinel_enabled
+
+    @property
+    def uses_ca(self) -> bool:
+        """Whether the backend needs the certificate of an authority."""
+        return bool(self.services_ca) and (self.uses_pgbouncer or self.uses_sentinel)
 
     @property
     def keeps_archive(self) -> bool:
@@ -302,16 +390,24 @@ class Liap(Section):
         if not self.postgres_password.resolved:
             return self.postgres_password
         host, port = (self.postgres_host, self.postgres_port) if self.postgres_host else ("postgres", 5432)
+        options: dict[str, str] = {"sslmode": self.postgres_sslmode if self.postgres_host else "disable"}
+        if self.uses_pgbouncer:
+            port, options = self.pgbouncer_port, {"sslmode": "verify-full", "sslrootcert": CA_FILE}
         where = f"[{host}]" if ":" in host else host
         password = quote(self.postgres_password.unmask(), safe="")
-        mode = self.postgres_sslmode if self.postgres_host else "disable"
-        return Secret(f"postgresql://{self.postgres_user}:{password}@{where}:{port}/{self.postgres_db}?sslmode={mode}")
+        return Secret(f"postgresql://{self.postgres_user}:{password}@{where}:{port}/{self.postgres_db}?{urlencode(options, safe='/')}")
 
     @property
     def redis(self) -> str | Secret:
-        """REDIS_URL, with its password."""
+        """REDIS_URL, with its password. Of sentinels: `rediss+sentinel://USER:PASSWORD@HOST:PORT,…/NAME/0?sentinel_password=…&ssl_ca_certs=…`."""
         if not self.use_rate_limiting:
             return ""
+        if self.sentinel_enabled:
+            if not (self.redis_password.resolved and self.redis_ask_password.resolved):
+                return self.redis_password
+            hosts = ",".join(f"[{peer}]:{self.sentinel_port}" if ":" in peer else f"{peer}:{self.sentinel_port}" for peer in self.sentinel_peers)
+            options = urlencode({"sentinel_password": self.redis_ask_password.unmask(), "ssl_ca_certs": CA_FILE}, safe="/")
+            return Secret(f"rediss+sentinel://{self.redis_user}:{quote(self.redis_password.unmask(), safe='')}@{hosts}/{REDIS}/0?{options}")
         if self.redis_url or not self.redis_password.resolved:
             return self.redis_url
         return Secret(f"redis://:{quote(self.redis_password.unmask(), safe='')}@redis:6379/0")
@@ -339,7 +435,9 @@ class Liap(Section):
     @rule
     def _secrets_are_given(self) -> Iterator[Fault]:
         needed = {
-            "redis_password": self.runs_redis,
+            "redis_password": self.runs_redis or self.uses_sentinel,
+            "redis_ask_password": self.uses_sentinel,
+            "services_ca": self.uses_pgbouncer or self.uses_sentinel,
             "s3_access_key": self.use_game_archival and self.archive_backend == "s3",
             "s3_secret_key": self.use_game_archival and self.archive_backend == "s3",
             "postgres_password": self.use_game_archival and self.archive_backend == "postgresql",
@@ -367,12 +465,30 @@ class Liap(Section):
         endpoint = urlsplit(self.s3_endpoint_url)
         if self.archive_backend == "s3" and endpoint.scheme == "http" and not is_private(endpoint.hostname or ""):
             yield Fault("s3_endpoint_url", "must be https:// towards a host that is not in a private network", self.s3_endpoint_url)
-        if self.postgres_host and self.archive_backend == "postgresql" and self.postgres_sslmode == "disable" and not is_private(self.postgres_host):
+        is_clear = self.postgres_sslmode == "disable" and not self.pgbouncer_enabled
+        if self.postgres_host and self.archive_backend == "postgresql" and is_clear and not is_private(self.postgres_host):
             yield Fault("postgres_sslmode", f"must be 'require' or 'verify-full' towards {self.postgres_host}", "disable")
         if self.postgres_host and self.archive_backend != "postgresql":
             yield Fault("postgres_host", "must be empty unless liap_archive_backend is 'postgresql'", self.postgres_host)
         if self.environment == "production" and not self.use_game_archival:
             yield Fault("use_game_archival", "must be True in production: completed games would be gone with the next restart", False)
+
+    @rule
+    def _services_are_told(self) -> Iterator[Fault]:
+        if self.pgbouncer_enabled and self.archive_backend != "postgresql":
+            yield Fault("pgbouncer_enabled", "must be False unless liap_archive_backend is 'postgresql'", True)
+        elif self.uses_pgbouncer:
+            if not self.postgres_host:
+                yield Fault("postgres_host", "is required with liap_pgbouncer_enabled", hint="write what the certificate of the host of liap_postgres is for")
+            if self.database_pool_max > self.pgbouncer_max_clients:
+                yield Fault("database_pool_max", f"must not be more than liap_pgbouncer_max_clients ({self.pgbouncer_max_clients})", self.database_pool_max)
+        if self.sentinel_enabled and self.redis_url:
+            yield Fault("redis_url", "must not be set with liap_sentinel_enabled")
+        if self.uses_sentinel and len(self.sentinel_peers) < 3:
+            yield Fault(
+                "sentinel_peers", "must be three hosts or more: of two, neither can outvote the other", ", ".join(self.sentinel_peers),
+                "write liap_services_address of all hosts in the group liap_redis",
+            )  # fmt: skip
 
     @rule
     def _pools_are_ranges(self) -> Iterator[Fault]:

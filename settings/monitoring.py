@@ -283,6 +283,8 @@ def exporters(host: Host) -> tuple[Exporter, ...]:
         found += [Exporter(REDIS, _PORTS[REDIS], "cricksy-broker"), Exporter(REDIS, _PORTS[REDIS] + 1, "cricksy-cache")]
     if host.liap and host.liap.metrics_enabled:
         found.append(Exporter("liap", host.liap.metrics_port, own=False))
+    if host.liap_services and host.liap_services.runs_pgbouncer and host.liap_services.pgbouncer_metrics_port:
+        found.append(Exporter("pgbouncer", host.liap_services.pgbouncer_metrics_port, own=False))
     if settings.cadvisor_image:
         found.append(Exporter(CONTAINERS, _PORTS[CONTAINERS]))
     return (*found, *(Exporter(one.job, one.port, path=one.path, own=False) for one in settings.scrapes))

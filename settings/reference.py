@@ -45,6 +45,8 @@ def reference() -> str:
         named = ", ".join(f"`{group}`" for group in groups)
         where = f"hosts of the group{'s' * (len(groups) > 1)} {named}" if groups else "every host"
         parts.append(f"## {name}: {where}\n\n{(section.__doc__ or '').strip()}\n")
+        if any(other is not section and issubclass(section, other) for other in SECTIONS.values()):
+            continue  # the same settings, on other hosts
         parts.append("| key | value | default | |\n|---|---|---|---|")
         parts += [_row(section.prefix + field, info) for field, info in section.model_fields.items()]
         for model in (

@@ -95,9 +95,11 @@ class Site:
             "groups": {"lab": [self.host], "liap": [self.host]},
         }  # fmt: skip
 
-    def run(self, deploy: str | Path = DEPLOY, dry: bool = False, timeout: float = 1500, **settings: object) -> Run:
+    def run(
+        self, deploy: str | Path = DEPLOY, dry: bool = False, timeout: float = 1500, extra: Sequence[str] = (), **settings: object
+    ) -> Run:
         self.registry.start()  # a run of another part of the lab may have ended it
-        return provision(self.host, deploy, env=self.secrets, dry=dry, timeout=timeout, **self._words(settings))
+        return provision(self.host, deploy, env=self.secrets, dry=dry, timeout=timeout, extra=extra, **self._words(settings))
 
     def command(self, scratch: Path, deploy: str | Path = DEPLOY, **settings: object) -> list[str]:
         """Return the command line of such a run, to be started by the caller with ``secrets`` in its environment."""

@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
 from deploys import liap as deploys
+from deploys import liap_services as services
 from deploys import liap_stacks
 from operations import compose
-from settings import Liap, SettingsError, load_host
+from settings import Liap, SettingsError, load_fleet, load_host, monitoring
 from settings.secret import Secret
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +156,118 @@ def test_the_guides_other_stacks_are_good_compose_files():
     assert [name for name, service in dev.items() if "profiles" in service] == ["postgres-archive", "s3"]
     assert all(port.startswith("127.0.0.1:") for service in dev.values() for port in service["ports"])
     assert liap_stacks.test(settings)["services"]["postgres-test"]["tmpfs"] == ["/var/lib/postgresql/data"]
+
+
+AWAY: dict[str, Any] = {
+    "liap_archive_backend": "postgresql", "liap_postgres_host": "10.0.0.41", "liap_pgbouncer_enabled": True, "liap_sentinel_enabled": True,
+    "liap_sentinel_peers": ["10.0.0.41", "10.0.0.42", "10.0.0.43"], "liap_services_networks": ["10.0.0.0/24"], "liap_services_ca": "env:CA",
+    "liap_services_certificate": "env:CERTIFICATE", "liap_services_key": "env:KEY",
+    **{f"liap_{key}": f"env:{key.upper()}" for key in ("postgres_owner_password", "redis_admin_password", "redis_replica_password", "redis_sentinel_password", "redis_ask_password")},
+}  # fmt: skip
+AWAY_ENV = {
+    "CA": "-----BEGIN CERTIFICATE-----", "CERTIFICATE": "-----BEGIN CERTIFICATE-----", "KEY": "a-key",
+    **{key: f"a-good-{key.lower()}#1/2" for key in ("POSTGRES_OWNER_PASSWORD", "REDIS_ADMIN_PASSWORD", "REDIS_REPLICA_PASSWORD", "REDIS_SENTINEL_PASSWORD", "REDIS_ASK_PASSWORD")},
+}  # fmt: skip
+
+
+def away(group: str, name: str = "host1", address: str = "", **changes: Any) -> tuple[str, list[str], dict[str, Any]]:
+    return name, [group], {**GOOD, **AWAY, "liap_services_address": address, "ssh_hostname": name, **changes}
+
+
+def without(key: str, host: tuple[str, list[str], dict[str, Any]]) -> tuple[str, list[str], dict[str, Any]]:
+    return host[0], host[1], {name: value for name, value in host[2].items() if name != key}
+
+
+def fleet_of(*hosts: tuple[str, list[str], dict[str, Any]]) -> Any:
+    with mock.patch.dict(os.environ, {**ENV, **AWAY_ENV}):
+        return load_fleet(hosts, resolve=[name for name, _, _ in hosts])
+
+
+WHOLE = (
+    away("liap", "app"), away("liap_postgres", "db", "10.0.0.40", liap_postgres_host="10.0.0.40"),
+    *(away("liap_redis", f"redis-{number}", f"10.0.0.{number}") for number in (41, 42, 43)),
+)  # fmt: skip
+
+
+def test_backends_reach_pgbouncer_and_sentinels_over_tls():
+    fleet = fleet_of(*WHOLE)
+    settings = fleet["app"].liap
+    assert (settings.runs_redis, settings.runs_postgres, settings.keeps_archive) == (False, False, False)
+    archive, redis = urlsplit(settings.archive_url.unmask()), urlsplit(settings.redis.unmask())
+    assert (archive.hostname, archive.port, archive.query) == ("10.0.0.41", 6432, "sslmode=verify-full&sslrootcert=/etc/liap/ca.crt")
+    assert (redis.scheme, redis.path, redis.netloc.rpartition("@")[2]) == ("rediss+sentinel", "/liap/0", "10.0.0.41:26379,10.0.0.42:26379,10.0.0.43:26379")
+    assert parse_qs(redis.query) == {"sentinel_password": [AWAY_ENV["REDIS_ASK_PASSWORD"]], "ssl_ca_certs": ["/etc/liap/ca.crt"]}
+    wanted = deploys.spec(settings)
+    assert compose.faults("liap", wanted, deploys.mounted(settings), trial=["backend"], drains=deploys.drains(settings)) == []
+    assert (list(wanted["services"]), wanted["services"]["backend"]["volumes"]) == (["backend"], ["./ca.crt:/etc/liap/ca.crt:ro"])
+    assert deploys.questions(settings) == [], "the deploy's own services are not there yet in a first run"
+    assert [(port.port, port.sources) for port in fleet["db"].exposure if port.port != 22] == [(6432, ("10.0.0.0/24",))]
+    peers = ("10.0.0.41/32", "10.0.0.42/32", "10.0.0.43/32", "10.0.0.0/24")
+    assert [(port.port, port.sources) for port in fleet["redis-42"].exposure if port.port != 22] == [(6379, peers), (26379, peers)]
+    with mock.patch.dict(os.environ, {**ENV, **AWAY_ENV}):
+        watched = load_host(*away("liap_postgres", "db", "10.0.0.40", monitoring_enabled=True, monitoring_address="10.0.0.40", monitoring_sources=["10.0.0.81/32"]))
+    assert [(one.job, one.port) for one in monitoring.exporters(watched) if not one.own] == [("pgbouncer", 9127)]
+    assert fleet["db"].liap_services.domains == ()
+    assert services.group(fleet["redis-42"].liap_services).faults() == []
+    assert services.archive_backend(fleet["db"].liap_services).faults() == []
+
+
+@pytest.mark.parametrize(
+    ("hosts", "words"),
+    [
+        ((away("liap", "app"), *WHOLE[2:]), "app: liap_pgbouncer_enabled: must be False when no host is in liap_postgres"),
+        (WHOLE[:2], "app: liap_sentinel_enabled: must be False when no host is in liap_redis"),
+        ((*WHOLE, away("liap_postgres", "db2", "10.0.0.44")), "only one host may be in liap_postgres: db is already"),
+        (WHOLE[:4], "liap_sentinel_peers: must be liap_services_address of all hosts in liap_redis"),
+        ((*WHOLE[:4], away("liap_redis", "redis-44", "10.0.0.44")), "liap_sentinel_peers: must hold liap_services_address of this host (10.0.0.44)"),
+        ((away("liap", "app", liap_redis_user="other"), *WHOLE[1:]), "liap_redis_user: must be the same as on host app"),
+        ((away("liap", "app", liap_postgres_password="env:LIAP_STACK_PASSWORD"), *WHOLE[1:]), "liap_postgres_password: must be the same as on host app"),
+        ((away("liap", "app", liap_archive_backend="s3", liap_postgres_host=""), *WHOLE[2:]), "liap_pgbouncer_enabled: must be False unless liap_archive_backend"),
+        ((away("liap", "app", liap_sentinel_peers=["10.0.0.41", "10.0.0.42"]), *WHOLE[1:]), "must be three hosts or more"),
+        ((away("liap", "app", liap_postgres_host=""), *WHOLE[1:]), "liap_postgres_host: is required with liap_pgbouncer_enabled"),
+        ((away("liap_postgres", "db", "10.0.0.40", liap_pgbouncer_enabled=False),), "liap_pgbouncer_enabled: must be True on hosts of liap_postgres"),
+        ((without("liap_services_key", away("liap_postgres", "db", "10.0.0.40")),), "liap_services_key: is required on hosts of liap_postgres"),
+        ((away("liap_postgres", "db", ""),), "liap_services_address: is required on hosts of liap_postgres on host db, write liap_services_address = '10.0.0.41'"),
+        ((away("liap_postgres", "db", "127.0.0.1"),), "liap_services_address: must be one by which other hosts reach it"),
+        ((away("liap_postgres", "db", "10.0.0.40", liap_postgres_owner="archive"),), "liap_postgres_owner: must be another role than liap_postgres_user"),
+        ((away("liap_postgres", "db", "10.0.0.40", liap_pgbouncer_metrics_port=6432),), "must be another port than liap_pgbouncer_port"),
+        ((away("liap_redis", "redis-41", "10.0.0.41", liap_services_networks=["0.0.0.0/0"]),), "liap_services_networks: must not be everybody"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_between_hosts_is_refused(hosts, words):
+    with pytest.raises(SettingsError) as error:
+        fleet_of(*hosts)
+    said = str(error.value)
+    assert all(part in said for part in words.split(": ", 1)), said
+    assert not any(value in said for value in AWAY_ENV.values())
+
+
+def test_debian_12_is_refused_for_a_pgbouncer_that_keeps_no_prepared_statements():
+    old = ("debian", "12")
+    fleet = fleet_of(*WHOLE)
+    assert old not in fleet["db"].requirements.releases
+    assert old in fleet["redis-41"].requirements.releases
+    plain = {"liap_pgbouncer_prepared_statements": 0, "liap_pgbouncer_metrics_port": 0}
+    assert old in fleet_of(away("liap", "app", **plain), away("liap_postgres", "db", "10.0.0.40", **plain), *WHOLE[2:])["db"].requirements.releases
+
+
+def test_services_can_be_planned(tmp_path):
+    hosts = [(name, groups[0], data) for name, groups, data in WHOLE[1:]]
+    lines = [
+        f"{group} = {[(f'@fake/{name}', {**data, 'fake_delay': 0, 'fake_delay_jitter': 0}) for name, its, data in hosts if its == group]!r}"
+        for group in ("liap_postgres", "liap_redis")
+    ]
+    (tmp_path / "inventory.py").write_text("\n".join(lines) + "\n")
+    (tmp_path / "deploy.py").write_text("from deploys.liap_services import liap_services\nliap_services()\n")
+    run = subprocess.run(
+        [Path(sys.executable).with_name("pyinfra"), "--dry", tmp_path / "inventory.py", tmp_path / "deploy.py"], cwd=ROOT, text=True,
+        capture_output=True, stdin=subprocess.DEVNULL, timeout=120, env={**os.environ, **ENV, **AWAY_ENV, "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    said = run.stdout + run.stderr
+    assert "Traceback" not in said, said
+    assert "Not planned" not in said, said
+    for step in ("Run PostgreSQL", "Pool connections", "Run Redis", "Watch Redis"):
+        assert f"liap services | {step}" in said, said
 
 
 def test_somebody_elses_services_are_asked_for():

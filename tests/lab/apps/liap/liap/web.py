@@ -23,11 +23,9 @@ counts = {"started": 0, "completed": 0, "refused": 0, "limited": 0}
 state = {"draining": False}
 limiter: Any = None
 if config.REDIS_URL and config.USE_RATE_LIMITING:
-    import redis.asyncio
+    from liap import counters
 
-    limiter = redis.asyncio.from_url(
-        config.REDIS_URL, max_connections=config.number("REDIS_POOL_MAX", 10), socket_timeout=2, socket_connect_timeout=2
-    )
+    limiter = counters.client(config.REDIS_URL, config.number("REDIS_POOL_MAX", 10))
 
 
 def memory_mb() -> float:
