@@ -21,6 +21,8 @@ class Postgres(Kind):
     """
 
     COUNTS = "counts.json"
+    # Who may do what with the database as such, which is not in it: no pg_restore into another one brings it back.
+    ACCESS = "access.json"
     # What a client says of itself: the dump may take long, connecting may not.
     CONNECT_SECONDS = "20"
 
@@ -50,7 +52,9 @@ class Postgres(Kind):
                     "pg_dump", "--format=custom", "--no-password", f"--snapshot={snapshot}", out=file
                 )
             counts = count_rows(session.ask)
+            access = session.ask(_ACCESS.format(_literal(self.database)))
         (stage / self.COUNTS).write_text(json.dumps(counts))
+        (stage / self.ACCESS).write_text(access)
         _sync(stage / "data")
 
     def inspect(self, directory: Path) -> Content:
@@ -94,6 +98,7 @@ class Postgres(Kind):
             "SELECT json_build_array(pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate, datctype) "
             f"FROM pg_database WHERE datname = {_literal(self.database)}",
         )
+        access = self._access(directory, bool(like))
         options = "TEMPLATE template0"
         if like:
             owner, encoding, collate, ctype = json.loads(like)
@@ -101,11 +106,13 @@ class Postgres(Kind):
                 f" OWNER {_name(owner)} ENCODING {_literal(encoding)} "
                 f"LC_COLLATE {_literal(collate)} LC_CTYPE {_literal(ctype)}"
             )
-        elif self.source.postgres["owner"]:
-            options += f" OWNER {_name(self.source.postgres['owner'])}"
+        elif owner := self.source.postgres["owner"] or access["owner"]:
+            options += f" OWNER {_name(owner)}"
         # what an earlier restore left that did not come to its end
         self._ask(admin, f"DROP DATABASE IF EXISTS {_name(incoming)}")
         self._ask(admin, f"CREATE DATABASE {_name(incoming)} {options}")
+        # whoever may log in may connect to a new database: to this one nobody, until it is as open as the one that it replaces
+        self._ask(admin, f"REVOKE ALL ON DATABASE {_name(incoming)} FROM PUBLIC")
         admin.run(
             "pg_restore", "--exit-on-error", "--no-password", f"--dbname={incoming}", source=directory / "data",
             what="the dump cannot be restored beside the live database",
@@ -115,7 +122,22 @@ class Postgres(Kind):
         wanted = Manifest.parse((directory / MANIFEST).read_text()).content.counts
         if counts != wanted:
             raise Failure("what was restored beside the live database has other rows than the copy says")
+        self._ask(admin, access_statements(incoming, access))
         return Path(incoming)
+
+    def _access(self, directory: Path, is_there: bool) -> dict[str, Any]:
+        """Return what the restored database has to let in: who could come in before, or who could when it was copied."""
+        admin, live, recorded = self._admin, self.database, directory / self.ACCESS
+        if is_there:
+            return dict(json.loads(self._ask(admin, _ACCESS.format(_literal(live)))))
+        found: dict[str, Any] = {"owner": "", "connections": -1, "grants": [[self.source.postgres["user"], "CONNECT", False]]}
+        if recorded.is_file():
+            found = json.loads(recorded.read_text())
+        else:
+            tell(f"the copy does not say who may connect to {live}: its owner may, and backups; GRANT CONNECT ON DATABASE to others")
+        roles = json.loads(self._ask(admin, "SELECT json_agg(rolname) FROM pg_roles"))
+        grants = [one for one in found["grants"] if one[0] in (None, *roles)]
+        return {**found, "owner": found["owner"] if found["owner"] in roles else "", "grants": grants}
 
     def exchange(self, incoming: Path, stamp: str) -> list[str]:
         admin, live = self._admin, self.database
@@ -318,6 +340,14 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't'
                     AND d.deptype = 'e')
 """
 _AT_ONCE = 200
+# Of a database: its owner, its limit of connections, and each role's rights to it; null is everybody.
+_ACCESS = """
+SELECT json_build_object('owner', pg_get_userbyid(datdba), 'connections', datconnlimit, 'grants', (
+    SELECT coalesce(json_agg(json_build_array(
+        CASE WHEN grantee <> 0 THEN pg_get_userbyid(grantee) END, privilege_type, is_grantable)), '[]')
+    FROM aclexplode(coalesce(datacl, acldefault('d', datdba)))))
+FROM pg_database WHERE datname = {}
+"""
 
 
 def count_rows(ask: Callable[[str], str]) -> dict[str, int]:
@@ -331,6 +361,16 @@ def count_rows(ask: Callable[[str], str]) -> dict[str, int]:
         found = json.loads(ask(f"SELECT json_agg(rows ORDER BY place) FROM ({rows}) AS counted"))
         counts.update({label: found[place] for place, (label, _) in enumerate(some)})
     return counts
+
+
+def access_statements(database: str, access: Mapping[str, Any]) -> str:
+    """Return SQL that gives a database, to which only its owner has rights, the access of another one."""
+    name = _name(database)
+    lines = [f"ALTER DATABASE {name} CONNECTION LIMIT {access['connections']}"]
+    for role, right, is_grantable in access["grants"]:
+        to = "PUBLIC" if role is None else _name(role)
+        lines.append(f"GRANT {right} ON DATABASE {name} TO {to}{' WITH GRANT OPTION' if is_grantable else ''}")
+    return ";\n".join(lines)
 
 
 def _literal(text: str) -> str:

@@ -200,6 +200,71 @@ def test_the_next_restore_drops_what_the_last_one_put_aside(verified):
     assert asides(verified) != first
 
 
+# Reads what is being restored, as who has no right to it, as often as it can.
+PRYING = r"""
+until [ -e /tmp/enough ]; do
+    psql -h 127.0.0.1 -U prying -d mcBench_incoming -qAtXc 'SELECT count(*) FROM runs' 2>&1
+    sleep 0.02
+done >/tmp/pried
+"""
+ACCESS = """
+SELECT datconnlimit, array_agg(a::text ORDER BY a::text) FROM pg_database d, aclexplode(coalesce(datacl, acldefault('d', datdba))) a
+WHERE datname = 'mcBench' GROUP BY 1
+"""
+
+
+@contextlib.contextmanager
+def pried_at(host):
+    """Somebody who may log in and nothing else looks at what is restored; what was said is at most that it may not."""
+    host.run("docker exec mcbench-postgres rm -f /tmp/enough; docker exec -i mcbench-postgres sh -c 'cat >/tmp/pry'", input=PRYING)
+    host.run("docker exec -d -e PGPASSWORD=prying-password mcbench-postgres sh /tmp/pry")
+    try:
+        yield
+    finally:
+        host.run("docker exec mcbench-postgres touch /tmp/enough")
+    said = set(host.run("docker exec mcbench-postgres sort -u /tmp/pried").stdout.splitlines())
+    assert any("permission denied for database" in line for line in said), said
+    assert not any(line.isdigit() for line in said), said
+
+
+@pytest.mark.soak
+def test_a_restored_database_is_no_more_open_than_before(verified):
+    """Neither when it is there, nor while it is restored; in the place of one that is there, and of none."""
+    sql(verified, """
+        CREATE ROLE prying LOGIN PASSWORD 'prying-password'; CREATE ROLE "Odd one"; CREATE ROLE gone;
+        REVOKE ALL ON DATABASE "mcBench" FROM PUBLIC;
+        GRANT TEMPORARY ON DATABASE "mcBench" TO PUBLIC; GRANT CONNECT ON DATABASE "mcBench" TO hostwright_backup, gone;
+        GRANT CONNECT ON DATABASE "mcBench" TO "Odd one" WITH GRANT OPTION; ALTER DATABASE "mcBench" CONNECTION LIMIT 40
+    """)  # fmt: skip
+    backup(verified, "run", "mcbench")
+    backup(verified, "drill", "mcbench")
+    sql(verified, 'REVOKE ALL ON DATABASE "mcBench" FROM gone; DROP ROLE gone; ALTER DATABASE "mcBench" CONNECTION LIMIT 30')
+    before = sql(verified, ACCESS)
+    with pried_at(verified):
+        backup(verified, "restore", "mcbench", "--at", "verified")
+    assert sql(verified, ACCESS) == before
+
+    # what was copied is all that is known, and one of its roles is gone
+    verified.run("docker stop app")
+    sql(verified, 'DROP DATABASE "mcBench"', "postgres")
+    with pried_at(verified):
+        backup(verified, "restore", "mcbench", "--at", "verified")
+    assert sql(verified, ACCESS) == before.replace("30|", "40|")
+
+    # a copy that does not say
+    restic = f"RESTIC_PASSWORD={CANARY} restic -q -r {REPOSITORY}"
+    verified.run(f"install -d -m 0700 /root/forge && cd /root/forge && {restic} restore latest --tag verified --target . && rm stage/access.json", timeout=120)
+    verified.run(f"cd /root/forge && {restic} backup --host t-backup-pg --tag source:mcbench stage && rm -rf /root/forge", timeout=120)
+    sql(verified, 'DROP DATABASE "mcBench"', "postgres")
+    with pried_at(verified):
+        said = backup(verified, "restore", "mcbench").stdout
+    assert "the copy does not say who may connect to mcBench" in said
+    assert sql(verified, "SELECT datacl FROM pg_database WHERE datname = 'mcBench'") == "{postgres=CTc/postgres,hostwright_backup=c/postgres}"
+    sql(verified, 'ALTER DATABASE "mcBench" OWNER TO app; GRANT CONNECT, TEMPORARY ON DATABASE "mcBench" TO PUBLIC; DROP ROLE prying')
+    verified.run("docker start app")
+    backup(verified, "run", "mcbench")
+
+
 # how to spoil a copy, and what is said of it
 SPOILT = {
     "empty": (": > data", "the dump is empty"),

@@ -921,6 +921,15 @@ def test_sql_means_the_text_whatever_stands_in_it() -> None:
     assert backup._name('a"b') == '"a""b"'
 
 
+def test_access_of_a_database_is_given_right_by_right() -> None:
+    access = {"connections": 7, "grants": [[None, "TEMPORARY", False], ['odd "one"', "CONNECT", True]]}
+    assert backup.access_statements("a b", access).split(";\n") == [
+        'ALTER DATABASE "a b" CONNECTION LIMIT 7',
+        'GRANT TEMPORARY ON DATABASE "a b" TO PUBLIC',
+        'GRANT CONNECT ON DATABASE "a b" TO "odd ""one""" WITH GRANT OPTION',
+    ]
+
+
 def test_rows_are_counted_in_statements_of_a_size() -> None:
     asked = []
 
