@@ -31,6 +31,7 @@ if current().k3s is not None:
     k3s_preflight()
 if current().liap is not None:
     liap_preflight()
+preflight.end_if_refused()
 base()
 if "gateway" in host.groups:
     gateway()

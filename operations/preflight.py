@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from pyinfra import logger
-from pyinfra.api import FunctionCommand, operation
+from pyinfra.api import DeployError, FunctionCommand, operation
 from pyinfra.context import ctx_host, ctx_state
 
 from facts.preflight import HostState, Listener, Preflight
@@ -154,7 +154,8 @@ def host(requirements: Requirements) -> Generator[FunctionCommand, None, None]:
 
     + requirements: `current().requirements`, or one's own
 
-    A host with faults fails with one message that holds them all: also in `--dry`, where it is left out of the plan.
+    A host with faults fails with one message that holds them all: also in `--dry`, where `end_if_refused` leaves it out of
+    the plan.
 
     **Example:**
 
@@ -182,4 +183,17 @@ def refused(lines: list[str]) -> Generator[FunctionCommand, None, None]:
             _refuse(state, this, fresh)
         state.failed_hosts.add(this)
         state.active_hosts.discard(this)
+        return  # what is yielded would stand in the plan as a change
     yield FunctionCommand(_refuse, (lines,), {})
+
+
+def end_if_refused() -> None:
+    """
+    End the deploy code of a host that was refused while a plan is made: pyinfra would go on, and plan what never runs.
+
+    To be called after the last check and before the first change; not in a run, where a check fails its host itself.
+
+    Raises ``DeployError``, which ``config.py`` turns into the end of this host's plan alone.
+    """
+    if ctx_host.get() in _planned:  # type: ignore[no-untyped-call]
+        raise DeployError("see above what preflight says")

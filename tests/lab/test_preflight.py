@@ -76,9 +76,12 @@ def test_all_faults_of_all_hosts_are_said_and_nothing_is_changed(provision, pair
 
 def test_plan_says_the_faults_too(provision, pair):
     fit, unfit = pair
-    run = provision([fit, unfit], CHECK.format(needs="ports=(PortClaim(80, ('nginx',)),)") + MARK, dry=True)
+    check = CHECK.format(needs="ports=(PortClaim(80, ('nginx',)),)")
+    run = provision([fit, unfit], f"{check}\n{check}\npreflight.end_if_refused()\n{MARK}", dry=True)
     assert run.rc == 1, run
     assert run.stderr.count("port 80/tcp: must be free") == 1
+    # what is never done on the refused host is not in its plan
+    assert [(row["name"], row["hosts_with_change"]) for row in run.results["plan"]] == [("Check host", []), ("Check host", []), ("Touch", [fit.name])]
     assert not touched(fit)
 
 

@@ -249,6 +249,15 @@ def test_operation_that_raises_ends_its_own_host_only(inventory, deploy):
     assert [row["success"] for row in results["operations"]] == [["@fake/web2"], ["@fake/web2"]]
 
 
+def test_refused_host_is_in_no_row_of_the_plan(inventory):
+    """A @fake host says nothing of itself, which is a fault of everything that is asked for."""
+    run = pyinfra("--json", "--dry", inventory(fake=True), "deploy.py", secrets=SECRETS)
+    assert run.returncode == 1, run.said
+    assert "Preflight: this host is not touched" in run.said
+    assert "Traceback" not in run.said
+    assert {row["name"]: row["hosts_with_change"] for row in json.loads(run.stdout)["plan"]} == {"Check host": []}
+
+
 @pytest.mark.parametrize("error", ["OperationError", "DeployError"])
 def test_operation_or_deploy_that_raises_in_the_plan_leaves_out_its_own_host_only(inventory, deploy, error):
     code = (
