@@ -141,6 +141,22 @@ def liap(memory_percent: int) -> Dashboard:
     )
 
 
+def k3s() -> Dashboard:
+    """Return the dashboard of clusters, only where there is one."""
+    chosen = '{host=~"$host"}'
+    return Dashboard(
+        "hostwright-k3s",
+        "k3s",
+        [
+            Panel("API server", {f"hostwright_k3s_up{chosen}": "{{host}}"}, kind="stat", limit=1, below=True),
+            Panel("Nodes ready", {f"hostwright_k3s_node_ready{chosen}": "{{node}}"}, kind="stat", limit=1, below=True),
+            Panel("Pods", {f"sum by (phase) (hostwright_k3s_pods{chosen})": "{{phase}}"}),
+            Panel("Missing of workloads", {f"hostwright_k3s_workload_wanted{chosen} - hostwright_k3s_workload_ready{chosen}": "{{namespace}} {{workload}}"}, limit=1),
+            Panel("Restarts", {f"sum by (namespace, pod) (hostwright_k3s_container_restarts_total{chosen})": "{{namespace}} {{pod}}"}),
+        ],
+    )
+
+
 def queries(board: Dashboard) -> Iterator[tuple[str, str]]:
     """Yield title and PromQL of every panel as Prometheus gets them, all hosts chosen."""
     for panel in board.panels:

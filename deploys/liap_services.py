@@ -10,6 +10,7 @@ from __future__ import annotations
 from pyinfra.api import deploy
 
 from deploys import archive, current, fleet
+from deploys.monitoring import redis_users
 from operations import archive as archives
 from operations import pgbouncer, pgcluster, redis, sentinel
 from settings import Backup, LiapServices
@@ -100,7 +101,7 @@ def _redis(settings: LiapServices) -> None:
     redis.instance(
         REDIS,
         password=settings.redis_admin_password,
-        users=[redis.User(settings.redis_user, settings.redis_password)],
+        users=[redis.User(settings.redis_user, settings.redis_password), *redis_users(current())],
         port=settings.redis_port,
         addresses=[settings.services_address],
         tls=redis.Tls(settings.services_certificate.unmask(), settings.services_key),

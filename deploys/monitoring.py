@@ -23,17 +23,21 @@ from operations.schedule import Sandbox
 from operations.template import render
 from settings import Host, Monitoring, load_host
 from settings.env import render as environment
+from settings.liap import REDIS as LIAP_REDIS
 from settings.monitoring import (
     CONTAINERS,
     NGINX,
     NODE,
     POSTGRES,
     REDIS,
+    SENTINEL,
     SITES_PORT,
     Exporter,
+    container_databases,
     exporters,
     has_containers,
     sites,
+    tells_of_cluster,
 )
 from settings.secret import Secret
 
@@ -47,6 +51,7 @@ _NODE = "prometheus-node-exporter.service"
 _NODE_DROP_IN = f"/etc/systemd/system/{_NODE}.d/hostwright-monitoring.conf"
 _NGINX_STATUS = "/etc/nginx/conf.d/hostwright-status.conf"
 _CONTAINERS = "/usr/local/lib/hostwright/containers-health.py"
+_K3S = "/usr/local/lib/hostwright/k3s-health.py"
 _FILES = Path(__file__).parents[1] / "files/monitoring"
 _UPLOAD = "systemd-journal-upload.service"
 _UPLOAD_KEYS = "/etc/hostwright/journal"
@@ -56,6 +61,7 @@ _UPLOAD_FILES = ("/etc/systemd/journal-upload.conf.d/hostwright.conf", f"/etc/sy
 SERVICES = (
     "cron", "nginx", "docker", "containerd", "postgresql@.+", "redis-server@.+", "prometheus", "prometheus-alertmanager",
     "prometheus-node-exporter", "hostwright-exporter-.+", "cricksy-worker@.+", "cricksy-flower", "systemd-journald", "systemd-journal-upload",
+    "k3s", "k3s-agent", "pgbouncer", "redis-sentinel@.+",
 )  # fmt: skip
 
 
@@ -73,6 +79,7 @@ def monitoring() -> None:
     if settings.monitoring.enabled:
         # After the last container was made.
         _containers(settings)
+        _cluster(settings)
         # Last: where the collector does not answer the run says so, and all else is done.
         _journal(settings.monitoring)
 
@@ -83,7 +90,9 @@ def remove() -> None:
     exporter.only([], name="Remove exporters")
     fileset.files([Absent(_NODE_DROP_IN)], unit=_NODE, name="Show the node on loopback alone")
     schedule.job("hostwright-containers-health", present=False, name="Look at no containers")
-    fileset.files([Absent(_CONTAINERS), Absent(f"{TEXTFILES}/containers.prom")], name="Remove what looked at containers")
+    schedule.job("hostwright-k3s-health", present=False, name="Look at no cluster")
+    looked = [Absent(path) for path in (_CONTAINERS, _K3S, f"{TEXTFILES}/containers.prom", f"{TEXTFILES}/k3s.prom")]
+    fileset.files(looked, name="Remove what looked at containers and cluster")
     fileset.files([Absent(_NGINX_STATUS)], unit="nginx.service", action="reload", name="Take nginx' figures away")
 
 
@@ -115,7 +124,7 @@ def _exporters(settings: Host) -> None:
     if POSTGRES in found:
         _postgres(settings, found[POSTGRES], listen)
     for one in found.values():
-        if one.job == REDIS:
+        if one.job in (REDIS, SENTINEL):
             _redis(settings, one, listen)
     if settings.monitoring.cadvisor_image:
         _cadvisor(settings.monitoring)
@@ -150,7 +159,8 @@ def _nginx(wanted: Exporter, listen: str) -> None:
 
 
 def _postgres(settings: Host, wanted: Exporter, listen: str) -> None:
-    assert settings.cricksy is not None
+    owner = settings.cricksy if settings.cricksy and settings.cricksy.runs_postgres else settings.liap_services
+    assert owner is not None
     password = settings.monitoring.postgres_password
     exporter.postgres_role(ROLE, password, name="Let the exporter of PostgreSQL in")
     exporter.exporter(
@@ -158,7 +168,7 @@ def _postgres(settings: Host, wanted: Exporter, listen: str) -> None:
         package="prometheus-postgres-exporter",
         listen=_at(listen, wanted.port),
         environment={
-            "DATA_SOURCE_NAME": f"host=/run/postgresql port={settings.cricksy.postgres_port} user={ROLE} dbname=postgres sslmode=disable",
+            "DATA_SOURCE_NAME": f"host=/run/postgresql port={owner.postgres_port} user={ROLE} dbname=postgres sslmode=disable",
             # in a variable of its own: there is no quoting that all versions of the exporter agree on
             "PGPASSWORD": password,
         },
@@ -167,40 +177,68 @@ def _postgres(settings: Host, wanted: Exporter, listen: str) -> None:
     )
 
 
-def _redis(settings: Host, wanted: Exporter, listen: str) -> None:
-    cricksy = settings.cricksy
+def redis_address(settings: Host, wanted: Exporter) -> str:
+    """Return where an exporter asks its Redis, or its sentinel."""
+    for own in settings.monitoring.redis_servers:
+        if (own.name, own.sentinel) == (wanted.instance, wanted.job == SENTINEL):
+            return f"{'rediss' if own.tls or own.sentinel else 'redis'}://{LOOPBACK}:{own.port}"
+    cricksy, served = settings.cricksy, settings.liap_services
+    if served and wanted.instance == LIAP_REDIS:
+        return f"rediss://{LOOPBACK}:{served.sentinel_port if wanted.job == SENTINEL else served.redis_port}"
     assert cricksy is not None
     port = cricksy.redis_port if wanted.instance == "cricksy-broker" else cricksy.redis_cache_port
-    tls = bool(cricksy.infra_address)
+    return f"{'rediss' if cricksy.infra_address else 'redis'}://{LOOPBACK}:{port}"
+
+
+def _redis(settings: Host, wanted: Exporter, listen: str) -> None:
+    address = redis_address(settings, wanted)
+    # sentinels know one password, and no accounts
+    served = settings.liap_services
+    asks = served.redis_ask_password if served and wanted.instance == LIAP_REDIS else settings.monitoring.sentinel_password
+    account: dict[str, str | Secret] = {"REDIS_PASSWORD": asks}
+    if wanted.job != SENTINEL:
+        account = {"REDIS_USER": USER, "REDIS_PASSWORD": settings.monitoring.redis_password}
     exporter.exporter(
         wanted.label,
         package="prometheus-redis-exporter",
         listen=_at(listen, wanted.port),
         # its certificate is for the name that other hosts use; whoever sits on this host's loopback instead of it is root
-        arguments=["--config-command=-", "--set-client-name=false", *(["--skip-tls-verification"] if tls else [])],
-        environment={
-            "REDIS_ADDR": f"{'rediss' if tls else 'redis'}://{LOOPBACK}:{port}",
-            "REDIS_USER": USER,
-            "REDIS_PASSWORD": settings.monitoring.redis_password,
-        },
+        arguments=["--config-command=-", "--set-client-name=false", *(["--skip-tls-verification"] if address.startswith("rediss:") else [])],
+        environment={"REDIS_ADDR": address, **account},
         expects="redis_up 1",
         name="Show how Redis is",
     )
 
 
 def _containers(settings: Host) -> None:
-    """Which containers run, how well, and with how much of their memory: Debian has no package of cAdvisor."""
+    """Which containers run, how well, and with how much of their memory: Debian has no package of cAdvisor. And their databases."""
     if not has_containers(settings):
         return
     fileset.files([File(_CONTAINERS, (_FILES / "containers.py").read_text())], name="Upload what looks at containers")
     schedule.job(
         "hostwright-containers-health",
-        command=["/usr/bin/python3", "-I", "-B", _CONTAINERS, TEXTFILES],
+        command=["/usr/bin/python3", "-I", "-B", _CONTAINERS, TEXTFILES, *(f"{kind}={name}" for kind, name in container_databases(settings))],
         when="*:0/1",
         timeout_seconds=50,
         sandbox=Sandbox(writable=[TEXTFILES]),
         description="how the containers are, for monitoring",
         name="Look at the containers every minute",
+    )
+
+
+def _cluster(settings: Host) -> None:
+    """How nodes and workloads are, from the API server of this host: it is asked on loopback, and nobody else gets an account."""
+    if not tells_of_cluster(settings):
+        return
+    fileset.files([File(_K3S, (_FILES / "k3s.py").read_text())], name="Upload what looks at the cluster")
+    schedule.job(
+        "hostwright-k3s-health",
+        command=["/usr/bin/python3", "-I", "-B", _K3S, TEXTFILES],
+        when="*:0/1",
+        timeout_seconds=50,
+        sandbox=Sandbox(writable=[TEXTFILES], network=True),
+        description="how the cluster is, for monitoring",
+        name="Look at the cluster every minute",
     )
 
 
@@ -321,7 +359,7 @@ def prometheus_configuration(settings: Monitoring, fleet: Mapping[str, Host], me
 
 def rules(settings: Monitoring) -> str:
     """Return the recording and alert rules."""
-    words = {"for": f"{settings.hold_seconds}s", "rate": f"{max(60, 4 * settings.scrape_seconds)}s"}
+    words = {"for": f"{settings.hold_seconds}s", "rate": f"{max(60, 4 * settings.scrape_seconds)}s", "window": f"{settings.window_seconds}s"}
     return render(f"monitoring/{RULES}.j2", s=settings, services=f"({'|'.join(SERVICES)})[.]service", **words)
 
 
@@ -424,6 +462,8 @@ def provisioning(settings: Monitoring, fleet: Mapping[str, Host]) -> dict[str, s
         boards.append(dashboards.cricksy(settings.queue_depth, settings.memory_percent))
     if any(has_containers(one) for one in fleet.values()):
         boards.append(dashboards.containers(settings.memory_percent))
+    if any(tells_of_cluster(one) for one in fleet.values()):
+        boards.append(dashboards.k3s())
     if any(one.liap for one in fleet.values()):
         boards.append(dashboards.liap(settings.memory_percent))
     return {

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 from settings.errors import Fault, broken
 from settings.exposure import Port
 from settings.fields import Email, Line, Many, Model, Network, PortNumber, matching
+from settings.liap import REDIS as LIAP_REDIS
 from settings.mcbench import Image, Password, is_private
 from settings.requirements import PortClaim
 from settings.secret import Secret
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from settings.host import Host
 
 GROUP = "monitoring"
-NODE, NGINX, POSTGRES, REDIS, CONTAINERS = "node", "nginx", "postgres", "redis", "containers"
+NODE, NGINX, POSTGRES, REDIS, CONTAINERS, SENTINEL = "node", "nginx", "postgres", "redis", "containers", "sentinel"
 _PORTS = {NODE: 9100, NGINX: 9113, POSTGRES: 9187, REDIS: 9121, CONTAINERS: 9338}
 SITES_PORT = 9115
 """Where the monitoring host's blackbox exporter listens, on loopback alone."""
@@ -82,6 +83,20 @@ class Scrape(Model):
     path: Annotated[str, matching(r"/[A-Za-z0-9._~/-]*", "must be a URL path")] = "/metrics"
 
 
+class RedisServer(Model):
+    """A Redis, or a sentinel, that a deploy of your own has made on the host (`operations.redis`, `operations.sentinel`).
+
+    + name: of the instance; + port: on which it listens on loopback; + exporter_port: of its exporter, on `monitoring_address`
+    + sentinel: whether it is one; + tls: whether it speaks TLS, which sentinels always do
+    """
+
+    name: Annotated[str, matching(r"[a-z][a-z0-9-]{0,30}", "must be lower case letters, digits and '-'")]
+    port: PortNumber
+    exporter_port: PortNumber
+    sentinel: bool = False
+    tls: bool = False
+
+
 class Monitoring(Section):
     """What every watched host shows to Prometheus, and on hosts of the group `monitoring` the watching itself.
 
@@ -107,6 +122,11 @@ class Monitoring(Section):
     cadvisor_image: Image | None = Field(
         None, description="image of cAdvisor, which Debian has no package of; on hosts with containers", examples=["registry.example.org/cadvisor:v0.49.1"]
     )
+    redis_servers: Many[RedisServer] = Field(
+        (), description="further instances of Redis, and sentinels, on the host: each gets an exporter",
+        examples=[[{"name": "limits", "port": 6379, "exporter_port": 9125, "tls": True}, {"name": "limits", "port": 26379, "exporter_port": 9126, "sentinel": True}]],
+    )  # fmt: skip
+    sentinel_password: Secret = Field(default_factory=Secret.unset, description="with which sentinels are asked (a group's `ask_password`); required with one")
     scrapes: Many[Scrape] = Field((), description="further pages of metrics on the host", examples=[[{"job": "liap", "port": 9091}]])
     journal_url: Annotated[str, matching(r"(?:https?://[A-Za-z0-9.:\[\]-]+)?", "must be a URL without path such as 'https://logs.example.org:19532'")] = Field(
         "", description="send the journal to this systemd-journal-remote; empty: it stays on the host"
@@ -124,6 +144,9 @@ class Monitoring(Section):
 
     # --- when an alert is raised
     hold_seconds: Seconds = Field(300, description="how long a cause must hold")
+    window_seconds: Annotated[int, Field(ge=30, le=86400)] = Field(
+        900, description="how far back restarts, games that could not be archived and messages that were not delivered are counted"
+    )
     memory_percent: Percent = Field(80, description="memory of a host, a Redis and a process with a limit of its own")
     disk_percent: Percent = Field(85, description="a file system, its space or its inodes")
     certificate_days: Annotated[int, Field(ge=1, le=365)] = Field(14, description="least time that a certificate has left")
@@ -176,6 +199,16 @@ class Monitoring(Section):
                 yield Fault("journal_url", "must be https:// beyond a private network: a journal holds everything", self.journal_url)
 
     @rule
+    def _counted_causes_hold(self) -> Iterator[Fault]:
+        # Alertmanager gives a message up, and tries the next one, once in a group_interval: ten times group_seconds
+        least = self.hold_seconds + 20 * self.group_seconds
+        if self.is_server and self.window_seconds < least:
+            yield Fault(
+                "window_seconds", "must be monitoring_hold_seconds and twenty times monitoring_group_seconds or more: else what is counted is forgotten before it is told",
+                self.window_seconds, f"write monitoring_window_seconds = {least}",
+            )  # fmt: skip
+
+    @rule
     def _somebody_is_told(self) -> Iterator[Fault]:
         if not self.is_server:
             return
@@ -213,9 +246,12 @@ class Monitoring(Section):
             if port in taken:
                 yield Fault(key, f"must not be the port of {taken[port]}", port)
             taken[port] = f"monitoring_{key}"
-        for index, scrape in enumerate(self.scrapes):
-            if scrape.port in taken:
-                yield Fault(f"scrapes[{index}].port", f"must not be the port of {taken[scrape.port]}", scrape.port)
+        further = [(f"scrapes[{index}].port", one.port, one.job) for index, one in enumerate(self.scrapes)]
+        further += [(f"redis_servers[{index}].exporter_port", one.exporter_port, one.name) for index, one in enumerate(self.redis_servers)]
+        for key, port, name in further:
+            if port in taken:
+                yield Fault(key, f"must not be the port of {taken[port]}", port)
+            taken[port] = f"the exporter of {name}"
 
     # --- what follows from them
 
@@ -281,10 +317,16 @@ def exporters(host: Host) -> tuple[Exporter, ...]:
         found.append(Exporter(POSTGRES, _PORTS[POSTGRES]))
     if host.cricksy and host.cricksy.runs_redis:
         found += [Exporter(REDIS, _PORTS[REDIS], "cricksy-broker"), Exporter(REDIS, _PORTS[REDIS] + 1, "cricksy-cache")]
+    found += [Exporter(SENTINEL if one.sentinel else REDIS, one.exporter_port, one.name) for one in settings.redis_servers]
     if host.liap and host.liap.metrics_enabled:
         found.append(Exporter("liap", host.liap.metrics_port, own=False))
-    if host.liap_services and host.liap_services.runs_pgbouncer and host.liap_services.pgbouncer_metrics_port:
-        found.append(Exporter("pgbouncer", host.liap_services.pgbouncer_metrics_port, own=False))
+    served = host.liap_services
+    if served and served.runs_pgbouncer:
+        found.append(Exporter(POSTGRES, _PORTS[POSTGRES]))
+        if served.pgbouncer_metrics_port:
+            found.append(Exporter("pgbouncer", served.pgbouncer_metrics_port, own=False))
+    if served and served.runs_sentinel:
+        found += [Exporter(REDIS, _PORTS[REDIS] + 2, LIAP_REDIS), Exporter(SENTINEL, _PORTS[REDIS] + 3, LIAP_REDIS)]
     if settings.cadvisor_image:
         found.append(Exporter(CONTAINERS, _PORTS[CONTAINERS]))
     return (*found, *(Exporter(one.job, one.port, path=one.path, own=False) for one in settings.scrapes))
@@ -299,6 +341,22 @@ def has_containers(host: Host) -> bool:
         or host.monitoring.runs_containers
         or host.monitoring.cadvisor_image
     )
+
+
+def container_databases(host: Host) -> tuple[tuple[str, str], ...]:
+    """Return (kind, container) of the databases that a host runs in containers: `redis` or `postgres`."""
+    found = []
+    if host.mcbench:
+        found += [(kind, f"mcbench-{kind}") for kind in (POSTGRES, REDIS) if kind in host.mcbench.components]
+    if host.liap:
+        # what Compose calls the containers of the project
+        found += [(kind, f"liap-{kind}-1") for kind, runs in ((POSTGRES, host.liap.runs_postgres), (REDIS, host.liap.runs_redis)) if runs]
+    return tuple(found)
+
+
+def tells_of_cluster(host: Host) -> bool:
+    """Whether the host has an API server of k3s, which tells how the cluster is."""
+    return host.k3s is not None and host.k3s.role == "server"
 
 
 def sites(host: Host) -> tuple[Site, ...]:
@@ -349,8 +407,10 @@ def host_faults(host: Host) -> Iterator[Fault]:
             hint=f"write liap_metrics_networks = {list(settings.sources)!r}",
         )  # fmt: skip
     jobs = {one.job for one in exporters(host)}
-    for job, key in ((POSTGRES, "postgres_password"), (REDIS, "redis_password")):
-        if job in jobs and not getattr(settings, key):
+    for job, key in ((POSTGRES, "postgres_password"), (REDIS, "redis_password"), (SENTINEL, "sentinel_password")):
+        # the sentinels' that liap's settings bring along is theirs
+        known = key == "sentinel_password" and not any(one.sentinel for one in settings.redis_servers)
+        if job in jobs and not getattr(settings, key) and not known:
             yield Fault(
                 f"monitoring_{key}", f"is required on a watched host that runs {job}", host=host.name,
                 hint=f"write monitoring_{key} = 'env:MONITORING_{key.upper()}'",

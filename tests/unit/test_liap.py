@@ -205,7 +205,7 @@ def test_backends_reach_pgbouncer_and_sentinels_over_tls():
     peers = ("10.0.0.41/32", "10.0.0.42/32", "10.0.0.43/32", "10.0.0.0/24")
     assert [(port.port, port.sources) for port in fleet["redis-42"].exposure if port.port != 22] == [(6379, peers), (26379, peers)]
     with mock.patch.dict(os.environ, {**ENV, **AWAY_ENV}):
-        watched = load_host(*away("liap_postgres", "db", "10.0.0.40", monitoring_enabled=True, monitoring_address="10.0.0.40", monitoring_sources=["10.0.0.81/32"]))
+        watched = load_host(*away("liap_postgres", "db", "10.0.0.40", monitoring_enabled=True, monitoring_address="10.0.0.40", monitoring_sources=["10.0.0.81/32"], monitoring_postgres_password="env:POSTGRES_OWNER_PASSWORD"))
     assert [(one.job, one.port) for one in monitoring.exporters(watched) if not one.own] == [("pgbouncer", 9127)]
     assert fleet["db"].liap_services.domains == ()
     assert services.group(fleet["redis-42"].liap_services).faults() == []

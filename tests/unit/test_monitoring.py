@@ -13,9 +13,10 @@ import yaml
 from deploys import dashboards, monitoring
 from operations.redis import Instance
 from settings import SettingsError, load_fleet
-from settings.monitoring import exporters, has_containers, ports, sites
+from settings.monitoring import container_databases, exporters, has_containers, ports, sites, tells_of_cluster
 from settings.secret import Secret
 from tests.unit import test_liap as liap_tests
+from tests.unit import test_mcbench as mcbench_tests
 
 ROOT = Path(__file__).parents[2]
 SECRETS = {
@@ -25,6 +26,7 @@ SECRETS = {
     "MONITORING_GRAFANA_ADMIN_PASSWORD": "canary-grafana-password",
     "GATEWAY_ADMIN_API_KEY": "canary-gateway-admin-key-of-length-32",
     "BACKUP_PASSWORD": "canary-backup-password-of-the-lab",
+    "K3S_TOKEN": "canary-token-of-this-cluster-01234",
     **{
         f"CRICKSY_{name}": f"canary-cricksy-{name.lower()}-1"
         for name in ("POSTGRES_PASSWORD", "POSTGRES_OWNER_PASSWORD", "POSTGRES_BACKUP_PASSWORD", "REDIS_PASSWORD", "REDIS_ADMIN_PASSWORD")
@@ -50,6 +52,13 @@ INFRA = WATCHED | {
     "monitoring_address": "10.0.0.71",
     **{f"cricksy_{key}": f"env:CRICKSY_{key.upper()}" for key in ("postgres_password", "postgres_owner_password", "postgres_backup_password", "redis_password", "redis_admin_password")},
 }
+
+
+GROUP = [{"name": "limits", "port": 6379, "exporter_port": 9123, "tls": True}, {"name": "limits", "port": 26379, "exporter_port": 9124, "sentinel": True}]
+CLUSTER = WATCHED | {
+    "monitoring_address": "10.0.0.91",
+    "k3s_version": "v1.33.5+k3s1", "k3s_sums": {"amd64": "a" * 64}, "k3s_token": "env:K3S_TOKEN", "k3s_url": "https://10.0.0.91:6443",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +171,12 @@ def test_ipv6_addresses_have_brackets():
         ({"gateway": {"monitoring_scrapes": [{"job": "x", "port": 9113}]}}, "monitoring_scrapes[0].port: must not be the port of the exporter of nginx on host web, got 9113"),
         ({"gateway": {"monitoring_journal_url": "http://logs.example.org:19532"}}, "monitoring_journal_url: must be https:// beyond a private network"),
         ({"gateway": {"monitoring_journal_url": "https://logs.example.org"}}, "monitoring_journal_key: is required with an https:// monitoring_journal_url"),
+        ({"server": {"monitoring_window_seconds": 899}}, "monitoring_window_seconds: must be monitoring_hold_seconds and twenty times monitoring_group_seconds or more"),
+        ({"server": {"monitoring_hold_seconds": 600}}, "on host watch, got 900, write monitoring_window_seconds = 1200"),
+        ({"gateway": {"monitoring_redis_servers": [{"name": "x", "port": 6379, "exporter_port": 9113}]}}, "monitoring_redis_servers[0].exporter_port: must not be the port of the exporter of nginx"),
+        ({"gateway": {"monitoring_redis_servers": [{"name": "x y", "port": 6379, "exporter_port": 9123}]}}, "monitoring_redis_servers[0].name: must be lower case letters"),
+        ({"gateway": {"monitoring_redis_servers": [{"name": "x", "port": 26379, "exporter_port": 9123, "sentinel": True}]}}, "monitoring_sentinel_password: is required on a watched host that runs sentinel on host web"),
+        ({"gateway": {"monitoring_redis_servers": [{"name": "x", "port": 1, "exporter_port": 9123}], "monitoring_scrapes": [{"job": "y", "port": 9123}]}}, "must not be the port of the exporter of y on host web, got 9123"),
         ({"gateway": {"monitoring_journal_url": "logs"}}, "monitoring_journal_url: must be a URL without path"),
     ],
 )  # fmt: skip
@@ -234,7 +249,7 @@ def test_alertmanager_tells_by_both_ways():
 
 
 def boards():
-    return [*dashboards.dashboards(80, 85, 14, 26, 8), dashboards.cricksy(1000, 80), dashboards.liap(80), dashboards.containers(80)]
+    return [*dashboards.dashboards(80, 85, 14, 26, 8), dashboards.cricksy(1000, 80), dashboards.liap(80), dashboards.containers(80), dashboards.k3s()]
 
 
 def test_dashboards_are_such_as_grafana_shows():
@@ -276,6 +291,7 @@ def test_the_whole_of_it_can_be_planned(tmp_path):
     """Every operation takes the arguments that it is given, on hosts of every kind; what they do there is the lab's to show."""
     entries = {
         "gateway": ("@fake/web", GATEWAY | {"monitoring_journal_url": "http://10.0.0.9:19532", "monitoring_cadvisor_image": "r.example.org/cadvisor:v1"}),
+        "k3s_server": ("@fake/node", CLUSTER | {"monitoring_redis_servers": GROUP, "monitoring_sentinel_password": "env:MONITORING_REDIS_PASSWORD"}),
         "cricksy_infra": ("@fake/db", INFRA),
         "monitoring": (
             "@fake/watch",
@@ -292,8 +308,19 @@ def test_the_whole_of_it_can_be_planned(tmp_path):
     assert run.returncode == 0, run.stdout
     assert "Not planned" not in run.stdout
     planned = {line.strip().partition("  ")[0] for line in run.stdout.splitlines() if "@fake/" in line and line.strip().startswith("Monitoring |")}
-    assert {f"Monitoring | {name}" for name in ("Run Prometheus", "Run Alertmanager", "Run Grafana", "Show how Redis is", "Show how nginx is", "Send the journal")} <= planned
+    assert {f"Monitoring | {name}" for name in ("Run Prometheus", "Run Alertmanager", "Run Grafana", "Show how Redis is", "Show how nginx is", "Send the journal", "Look at the cluster every minute")} <= planned
     assert [name for name, secret in SECRETS.items() if secret in run.stdout] == []
+
+
+def test_redis_of_a_deploy_of_your_own_is_watched():
+    found = fleet(gateway={"monitoring_redis_servers": GROUP, "monitoring_sentinel_password": "env:MONITORING_REDIS_PASSWORD"})
+    asked = {one.label: (one.port, monitoring.redis_address(found["web"], one)) for one in exporters(found["web"]) if one.instance}
+    assert asked == {"redis-limits": (9123, "rediss://127.0.0.1:6379"), "sentinel-limits": (9124, "rediss://127.0.0.1:26379")}
+    assert {9123, 9124} <= {port.port for port in found["web"].exposure}
+    targets = monitoring.targets(found, "watch")
+    assert targets["sentinel"] == [{"targets": ["10.0.0.11:9124"], "labels": {"host": "web", "systems": "gateway", "part": "limits"}}]
+    broker = next(one for one in exporters(found["db"]) if one.instance == "cricksy-broker")
+    assert monitoring.redis_address(found["db"], broker) == "redis://127.0.0.1:6379"
 
 
 LIAP = WATCHED | {
@@ -318,8 +345,46 @@ def test_liap_shows_its_own_figures_and_its_containers(monkeypatch):
     assert not has_containers(found["web"])
     files = monitoring.provisioning(found["watch"].monitoring, found)
     assert {"dashboards/hostwright-liap.json", "dashboards/hostwright-containers.json"} <= set(files)
+    assert container_databases(found["games"]) == (("redis", "liap-redis-1"),)
+    archive = fleet(more=[("games", ["liap"], LIAP | {"liap_archive_backend": "postgresql"})])["games"]
+    assert container_databases(archive) == (("postgres", "liap-postgres-1"), ("redis", "liap-redis-1"))
+    assert container_databases(found["db"]) == ()
     lines = refused(more=[("games", ["liap"], LIAP | {"liap_metrics_networks": []})])
     assert any("liap_metrics_networks: is required with monitoring_address" in line and "['10.0.0.5/32']" in line for line in lines), lines
+
+
+def test_what_liap_has_on_hosts_of_its_own_is_watched(monkeypatch):
+    for name, value in {**liap_tests.ENV, **liap_tests.AWAY_ENV}.items():
+        monkeypatch.setenv(name, value)
+    own = {"monitoring_sources": ["10.0.0.5/32"], "liap_metrics_networks": ["10.0.0.5/32"]}
+    more = [
+        (f"liap-{name}", groups, data | WATCHED | own | {"monitoring_address": f"10.0.1.{number}"}) for number, (name, groups, data) in enumerate(liap_tests.WHOLE, 1)
+    ]  # fmt: skip
+    found = fleet(more=more)
+    assert [(one.label, one.port) for one in exporters(found["liap-db"])] == [("node", 9100), ("postgres", 9187), ("pgbouncer", 9127)]
+    asked = monitoring.targets(found, "watch")
+    peers = [name for name, groups, _ in more if groups == ["liap_redis"]]
+    for job, port in (("redis", 9123), ("sentinel", 9124)):
+        assert [(one["labels"]["host"], one["labels"]["part"]) for one in asked[job] if one["targets"][0].endswith(f":{port}")] == [(name, "liap") for name in peers]
+    one = found[peers[0]]
+    assert {each.job: monitoring.redis_address(one, each) for each in exporters(one) if each.instance} == {
+        "redis": "rediss://127.0.0.1:6379", "sentinel": "rediss://127.0.0.1:26379",
+    }  # fmt: skip
+    assert len(monitoring.redis_users(one)) == 1
+
+
+def test_databases_of_mcbench_are_asked_in_their_containers(monkeypatch):
+    from deploys import mcbench
+
+    for name, value in mcbench_tests.SECRETS.items():
+        monkeypatch.setenv(name, value)
+    found = fleet(more=[("box", mcbench_tests.ALL, WATCHED | mcbench_tests.GOOD | {"monitoring_address": "10.0.0.61", "mcbench_server_shares_host": True})])["box"]
+    assert dict(container_databases(found)) == {kind: mcbench.name(kind) for kind in ("postgres", "redis")}
+    assert has_containers(found)
+    assert "api.example.org" in {one.domain for one in sites(found)}
+    # what the two programs in the containers take their accounts from
+    assert "REDIS_PASSWORD=" in mcbench.environment(found.mcbench, "redis").unmask()
+    assert {"POSTGRES_USER", "POSTGRES_DB"} <= {line.partition("=")[0] for line in mcbench.environment(found.mcbench, "postgres").unmask().splitlines()}
 
 
 def test_containers_are_told_in_prometheus_words():
@@ -344,3 +409,100 @@ def test_containers_are_told_in_prometheus_words():
         "# TYPE hostwright_containers_timestamp_seconds gauge",
         "hostwright_containers_timestamp_seconds 7",
     ]
+
+
+def test_databases_in_containers_are_told_in_the_exporters_words():
+    program = runpy.run_path(str(ROOT / "files/monitoring/containers.py"), run_name="containers")
+    info = "# Memory\r\nused_memory:1000\r\nmaxmemory:4000\r\n# Clients\r\nconnected_clients:2\r\nredis_version:7.0\r\n"
+    assert program["redis_figures"](info) == [
+        ("redis_up", {}, "1"), ("redis_memory_used_bytes", {}, "1000"), ("redis_memory_max_bytes", {}, "4000"), ("redis_connected_clients", {}, "2"),
+    ]  # fmt: skip
+    for nothing in (None, "", "NOAUTH Authentication required.\n"):
+        assert program["redis_figures"](nothing) == [("redis_up", {}, "0")]
+    rows = "pg_settings_max_connections|||100\npg_database_size_bytes|shop||7000\npg_stat_activity_count|shop|idle|3\n"
+    assert program["postgres_figures"](rows) == [
+        ("pg_up", {}, "1"), ("pg_settings_max_connections", {}, "100"), ("pg_database_size_bytes", {"datname": "shop"}, "7000"),
+        ("pg_stat_activity_count", {"datname": "shop", "state": "idle"}, "3"),
+    ]  # fmt: skip
+    assert program["postgres_figures"](None) == [("pg_up", {}, "0")]
+    # what the engine says comes in pieces, stdout and stderr between each other
+    stream = b"\1\0\0\0\0\0\0\3abc\2\0\0\0\0\0\0\4oops\1\0\0\0\0\0\0\2de"
+    assert program["said"](stream) == "abcde"
+    page = program["text"]([], 7, [("redis_up", {"part": "a"}, "1"), ("redis_commands_processed_total", {"part": "a"}, "5")])
+    assert page.splitlines()[:4] == ["# TYPE redis_up gauge", 'redis_up{part="a"} 1', "# TYPE redis_commands_processed_total counter", 'redis_commands_processed_total{part="a"} 5']
+
+
+class Api:
+    """Stands for the API server: answers paths with lists, and refuses what it does not know."""
+
+    sock = None
+
+    def __init__(self, answers):
+        self.answers, self.path = answers, ""
+
+    def request(self, method, path):
+        assert method == "GET"
+        self.path = path
+
+    def getresponse(self):
+        found = self.answers.get(self.path)
+        body = b"ok" if found == "ok" else json.dumps({"items": found}).encode()
+        return type("Answer", (), {"status": 200 if found is not None else 403, "read": lambda _: body})()
+
+
+def test_a_cluster_is_told_in_prometheus_words():
+    program = runpy.run_path(str(ROOT / "files/monitoring/k3s.py"), run_name="k3s")
+
+    def one(name, spec=None, **status):
+        return {"metadata": {"namespace": "game", "name": name}, "spec": spec or {}, "status": status}
+
+    def conditions(**found):
+        return [{"type": kind, "status": status} for kind, status in found.items()]
+
+    answers = {
+        "/readyz": "ok",
+        "/api/v1/nodes": [one("a", {"unschedulable": True}, conditions=conditions(Ready="False", MemoryPressure="True"))],
+        "/api/v1/pods": [one("bots-1", phase="Running", containerStatuses=[{"name": "bots", "restartCount": 4}]), one("bots-2", phase="Pending")],
+        "/api/v1/persistentvolumeclaims": [one("data", phase="Pending"), one("logs", phase="Bound")],
+        "/apis/apps/v1/deployments": [one("bots", {"replicas": 2}, readyReplicas=1), one("idle", {"replicas": 0})],
+        "/apis/apps/v1/statefulsets": [one("redis", {})],
+        "/apis/apps/v1/daemonsets": [one("proxy", {}, desiredNumberScheduled=3, numberReady=3)],
+        "/apis/batch/v1/jobs": [one("migrate", conditions=conditions(Failed="True")), one("seed", conditions=conditions(Complete="True"))],
+    }
+    lines = program["text"](program["collected"](Api(answers))).splitlines()
+    assert set(line for line in lines if line[0] != "#") == {
+        "hostwright_k3s_up{} 1",
+        'hostwright_k3s_node_ready{node="a"} 0',
+        'hostwright_k3s_node_schedulable{node="a"} 0',
+        'hostwright_k3s_node_condition{condition="MemoryPressure",node="a"} 1',
+        'hostwright_k3s_container_restarts_total{container="bots",namespace="game",pod="bots-1"} 4',
+        'hostwright_k3s_pods{namespace="game",phase="Running"} 1',
+        'hostwright_k3s_pods{namespace="game",phase="Pending"} 1',
+        'hostwright_k3s_claim_bound{claim="data",namespace="game"} 0',
+        'hostwright_k3s_claim_bound{claim="logs",namespace="game"} 1',
+        *(
+            f'hostwright_k3s_workload_{word}{{kind="{kind}",namespace="game",workload="{name}"}} {value}'
+            for kind, name, wanted, ready in (("Deployment", "bots", 2, 1), ("Deployment", "idle", 0, 0), ("StatefulSet", "redis", 1, 0), ("DaemonSet", "proxy", 3, 3))
+            for word, value in (("wanted", wanted), ("ready", ready))
+        ),
+        'hostwright_k3s_job_failed{job_name="migrate",namespace="game"} 1',
+        'hostwright_k3s_job_failed{job_name="seed",namespace="game"} 0',
+    }
+    assert "# TYPE hostwright_k3s_container_restarts_total counter" in lines
+    del answers["/api/v1/nodes"]
+    with pytest.raises(OSError, match="/api/v1/nodes: the API server says 403"):
+        list(program["collected"](Api(answers)))
+
+
+def test_a_cluster_that_does_not_answer_is_down_and_nothing_else_is_told(tmp_path):
+    done = subprocess.run([sys.executable, "-I", "-B", ROOT / "files/monitoring/k3s.py", tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "k3s.prom").read_text() == "# TYPE hostwright_k3s_up gauge\nhostwright_k3s_up{} 0\n"
+    assert not (tmp_path / ".k3s.prom.new").exists()
+
+
+def test_servers_of_k3s_tell_of_their_cluster():
+    found = fleet(more=[("server", ["k3s_server"], CLUSTER), ("agent", ["k3s_agent"], CLUSTER | {"monitoring_address": "10.0.0.92"})])
+    assert [tells_of_cluster(found[name]) for name in ("server", "agent", "web")] == [True, False, False]
+    assert [(one.job, one.port) for one in exporters(found["server"])] == [("node", 9100)]
+    assert "dashboards/hostwright-k3s.json" in monitoring.provisioning(found["watch"].monitoring, found)
