@@ -40,7 +40,73 @@ http.server.HTTPServer(("127.0.0.1", 18080), Receiver).serve_forever()
 """
 
 
-class Watched:
+class Watcher:
+    """A host with Prometheus and Alertmanager, which posts to a receiver on it, and what they say."""
+
+    def __init__(self, watch: LabHost) -> None:
+        self.watch = watch
+        self.take_messages()
+
+    def take_messages(self) -> None:
+        """Have what Alertmanager posts written down on the watching host, from now to its next boot."""
+        self.watch.write("/srv/receiver.py", _RECEIVER)
+        self.watch.run("systemd-run --quiet --unit=receiver python3 /srv/receiver.py")
+
+    def ask(self, path: str) -> Any:
+        """Ask Prometheus' HTTP interface."""
+        return json.loads(self.watch.run(f"curl -gfsS -m 20 'http://127.0.0.1:9090/api/v1/{path}'").stdout)["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return the samples that an expression has now."""
+        found: list[dict[str, Any]] = self.ask(f"query?query={quote(expression)}")["result"]
+        return found
+
+    def value(self, expression: str) -> float:
+        """Return the one value that an expression has now."""
+        (found,) = self.query(expression)
+        return float(found["value"][1])
+
+    def targets(self) -> dict[tuple[str, str], str]:
+        """Return (host, job and part) to health of every target."""
+        active = self.ask("targets?state=active")["activeTargets"]
+        return {
+            (one["labels"]["host"], " ".join(filter(None, (one["labels"]["job"], one["labels"].get("part"))))): f"{one['health']}{one['lastError']}" for one in active
+        }
+
+    def alerts(self, state: str = "firing") -> set[tuple[str, str]]:
+        """Return (alert, host) of those in a state."""
+        return {(one["labels"]["alertname"], one["labels"].get("host", "")) for one in self.ask("alerts")["alerts"] if one["state"] == state}
+
+    def told(self, alert: str, host: LabHost, status: str) -> bool:
+        """Whether Alertmanager has posted an alert of a host, ``firing`` or ``resolved``."""
+        messages = [json.loads(line) for line in self.watch.run(f"cat {HOOKS} 2>/dev/null || :").stdout.splitlines()]
+        return any(
+            one["status"] == status and one["labels"]["alertname"] == alert and one["labels"].get("host") == host.name
+            for message in messages
+            for one in message["alerts"]
+        )
+
+    def fires_and_resolves(
+        self, alert: str, host: LabHost, cause: Callable[[], object], cure: Callable[[], object], told: Callable[[str, LabHost, str], bool] | None = None
+    ) -> None:
+        """Make a cause, see that its alert is raised and told; take the cause away, see that it is resolved and told.
+
+        + told: how that is seen, by default by what was posted
+        """
+        told = told or self.told
+        wait_for(f"no {alert}", lambda: (alert, host.name) not in self.alerts() | self.alerts("pending"), 120, pause=1)
+        self.watch.run(f": > {HOOKS}")
+        cause()
+        try:
+            wait_for(f"{alert} of {host.name}", lambda: (alert, host.name) in self.alerts(), 180, pause=1)
+            wait_for(f"{alert} to be told", lambda: told(alert, host, "firing"), 120, pause=1)
+        finally:
+            cure()
+        wait_for(f"the end of {alert} of {host.name}", lambda: (alert, host.name) not in self.alerts(), 180, pause=1)
+        wait_for(f"the end of {alert} to be told", lambda: told(alert, host, "resolved"), 180, pause=1)
+
+
+class Watched(Watcher):
     """The hosts and their secrets, which are at the same time the environment that pyinfra needs."""
 
     def __init__(self, lab: Lab, directory: Path) -> None:
@@ -53,10 +119,8 @@ class Watched:
         self.take_messages()
 
     def take_messages(self) -> None:
-        """Have what Alertmanager posts written down on the watching host, from now to its next boot."""
         self.secrets["MONITORING_WEBHOOK_URL"] = f"http://127.0.0.1:18080/{self.secrets['HOOK_TOKEN']}"
-        self.watch.write("/srv/receiver.py", _RECEIVER)
-        self.watch.run("systemd-run --quiet --unit=receiver python3 /srv/receiver.py")
+        super().take_messages()
 
     def words(self, **settings: object) -> dict[str, Any]:
         """Return what an inventory of the hosts is made from; keyword arguments are settings of monitoring, without their prefix."""
@@ -103,59 +167,10 @@ class Watched:
         data = {"backup_password": "env:BACKUP_PASSWORD", "certificate_mode": "self-signed"}
         return provision(self.web, text, data=data, env=self.secrets)
 
-    # --- what Prometheus and Alertmanager say ------------------------------------------------------------------------
-
-    def ask(self, path: str) -> Any:
-        """Ask Prometheus' HTTP interface."""
-        return json.loads(self.watch.run(f"curl -gfsS -m 20 'http://127.0.0.1:9090/api/v1/{path}'").stdout)["data"]
-
-    def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return the samples that an expression has now."""
-        found: list[dict[str, Any]] = self.ask(f"query?query={quote(expression)}")["result"]
-        return found
-
-    def value(self, expression: str) -> float:
-        """Return the one value that an expression has now."""
-        (found,) = self.query(expression)
-        return float(found["value"][1])
-
-    def targets(self) -> dict[tuple[str, str], str]:
-        """Return (host, job and part) to health of every target."""
-        active = self.ask("targets?state=active")["activeTargets"]
-        return {
-            (one["labels"]["host"], " ".join(filter(None, (one["labels"]["job"], one["labels"].get("part"))))): f"{one['health']}{one['lastError']}" for one in active
-        }
-
-    def alerts(self, state: str = "firing") -> set[tuple[str, str]]:
-        """Return (alert, host) of those in a state."""
-        return {(one["labels"]["alertname"], one["labels"].get("host", "")) for one in self.ask("alerts")["alerts"] if one["state"] == state}
-
-    def told(self, alert: str, host: LabHost, status: str) -> bool:
-        """Whether Alertmanager has posted an alert of a host, ``firing`` or ``resolved``."""
-        messages = [json.loads(line) for line in self.watch.run(f"cat {HOOKS} 2>/dev/null || :").stdout.splitlines()]
-        return any(
-            one["status"] == status and one["labels"]["alertname"] == alert and one["labels"].get("host") == host.name
-            for message in messages
-            for one in message["alerts"]
-        )
-
-    def fires_and_resolves(self, alert: str, host: LabHost, cause: Callable[[], object], cure: Callable[[], object]) -> None:
-        """Make a cause, see that its alert is raised and told; take the cause away, see that it is resolved and told."""
-        wait_for(f"no {alert}", lambda: (alert, host.name) not in self.alerts() | self.alerts("pending"), 120, pause=1)
-        self.watch.run(f": > {HOOKS}")
-        cause()
-        try:
-            wait_for(f"{alert} of {host.name}", lambda: (alert, host.name) in self.alerts(), 180, pause=1)
-            wait_for(f"{alert} to be told", lambda: self.told(alert, host, "firing"), 120, pause=1)
-        finally:
-            cure()
-        wait_for(f"the end of {alert} of {host.name}", lambda: (alert, host.name) not in self.alerts(), 180, pause=1)
-        wait_for(f"the end of {alert} to be told", lambda: self.told(alert, host, "resolved"), 180, pause=1)
-
     def verify(self, scratch: Path) -> subprocess.CompletedProcess[str]:
-        """Run the checks of monitoring in tests/verify against the hosts, as ``make verify`` does."""
+        """Run all of tests/verify against the hosts, as ``make verify`` does."""
         command_line(scratch, self.hosts, DEPLOY, **self.words())
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/verify/test_monitoring.py", "--inventory", str(scratch / "inventory.py")],
-            cwd=REPOSITORY, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=300,
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/verify", "--inventory", str(scratch / "inventory.py")],
+            cwd=REPOSITORY, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=600,
         )  # fmt: skip
