@@ -29,6 +29,7 @@ def preflight() -> None:
         vxlan=str(settings.config.get("flannel-backend", "vxlan")) == "vxlan",
         ufw=host.base.firewall_enabled,
         fails_cgroup_v1=settings.fails_cgroup_v1,
+        protect_kernel_defaults=str(settings.config.get("protect-kernel-defaults", "")).lower() == "true",
         name="Check host for k3s",
     )
 
@@ -43,7 +44,7 @@ def k3s() -> None:
         node.rotate_token(settings.former_token, settings.token, name="Rotate the cluster's token", _serial=True)
     common = _common(settings)
     if settings.role == "server" and is_first(settings):
-        node.server(**common, **_server(settings), name="Run the first server", _serial=True)
+        node.server(**common, **_server(settings), peers=other_servers(), name="Run the first server", _serial=True)
     if settings.role == "server" and not is_first(settings):
         node.server(**common, **_server(settings), join=settings.url, name="Run servers, one at a time", _serial=True)
     if settings.role == "agent":
@@ -68,6 +69,11 @@ def first_server(settings: K3s) -> str:
 def is_first(settings: K3s) -> bool:
     """Whether this host is that server."""
     return this.name == first_server(settings)
+
+
+def other_servers() -> list[str]:
+    """Return the inventory names of the servers that this host is not."""
+    return sorted(one.name for one in this.inventory.get_group("k3s_server", []) if one.name != this.name)
 
 
 def _common(settings: K3s) -> dict[str, Any]:

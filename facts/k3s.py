@@ -117,6 +117,7 @@ class K3sHostState(Record):
     + cgroup: version of the hierarchy; + controllers: those that are on
     + missing: features that the kernel lacks, of overlay, br_netfilter, nf_conntrack and vxlan
     + swaps: what is swapped to; + rules: ``iptables -S`` by chain; + saved_rules: lines of /etc/iptables/rules.v4
+    + sysctl: what the kernel has now; + forwarding_off: file of sysctl.d that turns net.ipv4.ip_forward off at boot, or ""
     + ufw, firewalld: they are active
     """
 
@@ -125,6 +126,7 @@ class K3sHostState(Record):
     missing: tuple[str, ...] = ()
     swaps: tuple[str, ...] = ()
     sysctl: Mapping[str, str] = field(default_factory=dict)
+    forwarding_off: str = ""
     machine_id: str = ""
     rules: Mapping[str, Sequence[str]] = field(default_factory=dict)
     saved_rules: tuple[str, ...] = ()

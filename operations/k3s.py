@@ -23,6 +23,7 @@ import yaml
 from pyinfra import host, logger
 from pyinfra import state as run_state
 from pyinfra.api import FunctionCommand, Host, OperationValueError, State, StringCommand, operation
+from pyinfra.api.exceptions import ConnectError
 
 from facts.k3s import ClusterNode, K3s, K3sHost, K3sHostState, K3sState
 from operations import fileset, preflight, script
@@ -42,6 +43,10 @@ UNITS = {"server": "k3s.service", "agent": "k3s-agent.service"}
 DATASTORES = ("etcd", "sqlite")
 NO_CGROUP_V1 = (1, 35)
 """From this Kubernetes on the kubelet does not start on cgroup v1 (KEP 5573, ``failCgroupV1``)."""
+
+KERNEL_DEFAULTS = {"vm.overcommit_memory": "1", "vm.panic_on_oom": "0", "kernel.panic": "10", "kernel.panic_on_oops": "1",
+                   "kernel.keys.root_maxkeys": "1000000", "kernel.keys.root_maxbytes": "25000000"}  # fmt: skip
+"""What the kubelet sets, or with ``protect-kernel-defaults`` asks for and does not start without (its setupKernelTunables)."""
 
 _MARK, _OWNED = "hostwright/out-of-service", "hostwright/described"
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)(?:-rc\d+)?\+k3s(\d+)")
@@ -135,6 +140,7 @@ class _Node:
     start_seconds: int
     drain_seconds: int
     extra: Mapping[str, Any] = field(default_factory=dict)
+    peers: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -260,17 +266,25 @@ def _version_refusals(node: Any, state: K3sState, nodes: Mapping[str, ClusterNod
 
 # --- other hosts -----------------------------------------------------------------------------------------------------
 
-# The hosts on which a change of k3s was begun in a run: pyinfra goes on to the next one by itself, whatever became of the last.
-_begun: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
+# The hosts on which k3s was taken up in a run, and whether that came to its end: pyinfra goes on to the next one by itself, whatever
+# became of the last, and in an operation that is serial says which hosts failed only when it was on all of them.
+_taken_up: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
 def _held_back() -> list[str]:
     if not run_state.is_executing:
         return []
-    begun = _begun.setdefault(host.state, set())
-    failed = sorted(one.name for one in begun & set(host.state.failed_hosts) if one.name != host.name)
-    begun.add(host.state.inventory.get_host(host.name))
+    given: dict[str, Any] = dict(host.current_op_global_arguments or {})
+    taken, serial = _taken_up.setdefault(host.state, {}), bool(given.get("_serial"))
+    failed = sorted(one.name for one, ended in taken.items()
+                    if one.name != host.name and (one in host.state.failed_hosts or (serial and not ended)))  # fmt: skip
+    taken[host.state.inventory.get_host(host.name)] = False
     return [f"k3s is not touched here: in this run it failed on {name}. Run again when that is put right" for name in failed]
+
+
+def _came_to_its_end() -> None:
+    if run_state.is_executing:
+        _taken_up[host.state][host.state.inventory.get_host(host.name)] = True
 
 
 def _arguments(of: Host) -> dict[str, Any]:
@@ -318,6 +332,32 @@ def _cluster(node: _Node, own: K3sState | None = None) -> Mapping[str, ClusterNo
     return found.nodes
 
 
+def _peers(names: Sequence[str]) -> dict[str, K3sState | None]:
+    """Return what other servers have of k3s; None for one that cannot be asked."""
+    found: dict[str, K3sState | None] = {}
+    for name in names:
+        try:
+            found[name] = host.state.inventory.get_host(name).get_fact(K3s)
+        except ConnectError:
+            found[name] = None
+    return found
+
+
+def _second_cluster(node: _Node, state: K3sState) -> list[str]:
+    """A first server without a datastore begins a cluster: it must not while another server has one."""
+    if node.role != "server" or node.join or state.begun:
+        return []
+    lines = []
+    for name, peer in _peers(node.peers).items():
+        if peer is None:
+            lines.append(f"k3s: must know of every server that it has no cluster before this one begins one, and {name} cannot be asked: "
+                         "bring it up, or take it out of the inventory when it is lost")  # fmt: skip
+        elif peer.begun:
+            lines.append(f"k3s: must not begin a second cluster: {name} has the datastore of one. Write k3s_first_server = {name!r} and its address "
+                         "in k3s_url, and this host joins it; or end it there by uninstall_and_delete_all_data, to restore a snapshot here")  # fmt: skip
+    return lines
+
+
 # --- one node --------------------------------------------------------------------------------------------------------
 
 
@@ -327,7 +367,7 @@ def _converge(node: _Node) -> Generator[StringCommand | FunctionCommand, None, N
     release = node.release
     state: K3sState = host.get_fact(K3s, version=release.version, images=release.images, cluster=node.role == "server")
     nodes = _cluster(node, state)
-    lines = refusals(node, state, nodes) or _held_back()
+    lines = refusals(node, state, nodes) or _second_cluster(node, state) or _held_back()
     if not lines and node.control and nodes is None and run_state.is_executing:
         lines = [f"the server {node.control} must answer `k3s kubectl get nodes`, it does not"]
     if lines:
@@ -377,12 +417,14 @@ def _converge(node: _Node) -> Generator[StringCommand | FunctionCommand, None, N
         yield script.run("k3s/tidy.sh", programs=PROGRAMS, keep=f"{release.version} {state.installed}")
     if not changed:
         host.noop(f"k3s {node.role} {release.version} runs as wanted")
+    _came_to_its_end()
 
 
 def _snapshot(label: str, keep: int) -> StringCommand:
     """k3s drops old snapshots only of those that it takes by itself."""
     save = shlex.join([LINK, "etcd-snapshot", "save", "--name", label])
-    return StringCommand(f"{save} && {shlex.join([LINK, 'etcd-snapshot', 'prune', '--name', label, '--snapshot-retention', str(keep)])}")
+    half = f"rm -f -- {SNAPSHOTS}/{label}-*.part"  # of one that was killed
+    return StringCommand(f"{half} && {save} && {shlex.join([LINK, 'etcd-snapshot', 'prune', '--name', label, '--snapshot-retention', str(keep)])}")
 
 
 def _fetch(node: _Node, state: K3sState) -> Generator[StringCommand, None, None]:
@@ -420,6 +462,7 @@ def server(
     release: Release,
     token: Secret,
     join: str = "",
+    peers: Sequence[str] = (),
     datastore: str = "etcd",
     tls_san: Sequence[str] = (),
     node_ip: str = "",
@@ -442,6 +485,8 @@ def server(
     + token: what nodes join with, 16 to 128 letters, digits, ``.``, ``_`` and ``-``. It is written once: another one is
       refused, see ``rotate_token``
     + join: URL of a server to join, e.g. ``https://k1:6443``; empty on the first server, which begins the cluster
+    + peers: inventory names of the other servers: without ``join`` and without a datastore of its own, this one does not
+      begin a cluster while one of them has one
     + datastore: ``etcd`` (embedded, has snapshots, can grow to several servers) or ``sqlite``
     + tls_san: further names and addresses of the API server
     + node_ip: address of the node in the cluster's network; empty: that of the default route
@@ -483,7 +528,7 @@ def server(
         values |= {"server": join} if join else {"cluster-init": True}
     values |= {key: value for key, value in (("tls-san", list(tls_san)), ("disable", list(disable)), ("node-ip", node_ip)) if value}
     yield from _converge(
-        _Node("server", node_name, release, token, values, labels or {}, tuple(taints), registries, registry_cas or {}, join, "", start_seconds, drain_seconds, config or {})
+        _Node("server", node_name, release, token, values, labels or {}, tuple(taints), registries, registry_cas or {}, join, "", start_seconds, drain_seconds, config or {}, tuple(peers))
     )
 
 
@@ -623,6 +668,7 @@ def host_faults(
     vxlan: bool = True,
     ufw: bool = False,
     fails_cgroup_v1: bool = True,
+    protect_kernel_defaults: bool = False,
 ) -> list[str]:
     """Return one line for each thing that k3s needs and the host has not."""
     lines = []
@@ -643,6 +689,12 @@ def host_faults(
     if found.swaps and not allow_swap:
         lines.append(f"swap: must be off, since memory limits of pods do not count what is swapped, got {', '.join(found.swaps)}: "
                      "base_swap_size_mb = 0, or k3s_allow_swap = True")  # fmt: skip
+    if found.forwarding_off:
+        lines.append("sysctl net.ipv4.ip_forward: must not be set to 0, which ends the pods' network at every boot, "
+                     f"got it from {found.forwarding_off}: take the line out of it")  # fmt: skip
+    if protect_kernel_defaults:
+        lines += [f"sysctl {key}: must be {value} for the kubelet's protect-kernel-defaults, got {found.sysctl.get(key) or 'nothing'}: write it into base_sysctl"
+                  for key, value in KERNEL_DEFAULTS.items() if found.sysctl.get(key) != value]  # fmt: skip
     if found.firewalld:
         lines.append("firewall: must not be firewalld, which drops the pods' traffic on every reload, got it active: systemctl disable --now firewalld")
     if ufw and oracle_chains(found):
@@ -667,6 +719,7 @@ def needs(
     vxlan: bool = True,
     ufw: bool = False,
     fails_cgroup_v1: bool = True,
+    protect_kernel_defaults: bool = False,
 ) -> Generator[FunctionCommand, None, None]:
     """
     Check that the host is what k3s needs; never changes anything. What every system needs is checked by ``preflight.host``.
@@ -675,8 +728,9 @@ def needs(
     + cgroup_versions: that what runs in it can work with; Judge0 has none but 1
     + allow_swap: swap may be on; + vxlan: flannel is to use it; + ufw: the base firewall is on
     + fails_cgroup_v1: False where the kubelet was told to start on cgroup v1
+    + protect_kernel_defaults: the kubelet is to find the kernel's settings as it needs them instead of setting them
     """
-    lines = host_faults(host.get_fact(K3sHost), version, cgroup_versions, allow_swap, vxlan, ufw, fails_cgroup_v1)
+    lines = host_faults(host.get_fact(K3sHost), version, cgroup_versions, allow_swap, vxlan, ufw, fails_cgroup_v1, protect_kernel_defaults)
     if not lines:
         host.noop("the host has what k3s needs")
         return

@@ -49,6 +49,21 @@ def cgroup():
     return 1, [row[0] for row in rows if len(row) == 4 and row[3] == "1" and os.path.isdir("/sys/fs/cgroup/" + row[0])] or [row[0] for row in rows if row[3] == "1"]
 
 
+def forwarding_off():
+    """The file that turns forwarding off at every boot, after all others that speak of it; "" when none does."""
+    where, value, file = "", "", ""
+    for line in (ask("/usr/lib/systemd/systemd-sysctl", "--cat-config") or ask("/lib/systemd/systemd-sysctl", "--cat-config") or "").splitlines():
+        if line.startswith("# /"):
+            file = line[2:]
+        found = re.fullmatch(r"\s*-?net[./]ipv4[./](?:ip_forward|conf[./]all[./]forwarding)\s*=\s*(\d+)\s*", line)
+        if found:
+            value, where = found.group(1), file
+    return where if value == "0" else ""
+
+
+SYSCTL = ("vm.overcommit_memory", "vm.panic_on_oom", "kernel.panic", "kernel.panic_on_oops", "kernel.keys.root_maxkeys", "kernel.keys.root_maxbytes")
+
+
 def main(_values):
     version, controllers = cgroup()
     chains = {}
@@ -60,7 +75,8 @@ def main(_values):
         "controllers": controllers,
         "missing": [name for name in ("overlay", "br_netfilter", "nf_conntrack", "vxlan") if not has(name)],
         "swaps": [line.split()[0] for line in text("/proc/swaps").splitlines()[1:]],
-        "sysctl": {key: text("/proc/sys/" + key.replace(".", "/")).strip() for key in ("net.ipv4.ip_forward", "kernel.keys.root_maxkeys")},
+        "sysctl": {key: text("/proc/sys/" + key.replace(".", "/")).strip() for key in SYSCTL},
+        "forwarding_off": forwarding_off(),
         "machine_id": text("/etc/machine-id").strip(),
         "rules": chains,
         "saved_rules": text("/etc/iptables/rules.v4").splitlines(),

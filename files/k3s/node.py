@@ -114,7 +114,14 @@ def homeless(node, others):
 
 def leave(values):
     node = values["node"]
-    found = get("node", node)
+    there = kubectl("get", "node", node, "--ignore-not-found", "-o", "json").stdout
+    if not there.strip():
+        sys.stdout.write(f"{node} is not in the cluster: there is nothing to take out of service\n")
+        return
+    found = json.loads(there)
+    if values["reason"] == "uninstall" and not any(c["type"] == "Ready" and c["status"] == "True" for c in found["status"].get("conditions", [])):
+        sys.stdout.write(f"{node} is not Ready and cannot be drained: its pods are started elsewhere once it is gone\n")
+        return
     others = [n for n in get("nodes")["items"] if n["metadata"]["name"] != node and not n["spec"].get("unschedulable")
               and any(c["type"] == "Ready" and c["status"] == "True" for c in n["status"].get("conditions", []))]  # fmt: skip
     if not others:

@@ -102,9 +102,10 @@ def main(values):
         "active": server.get("ActiveState") == "active" or agent.get("ActiveState") == "active",
         "begun": begun,
         "datastore": "etcd" if os.path.isdir(DATA + "/server/db/etcd") else "sqlite" if os.path.exists(DATA + "/server/db/state.db") else "",
-        "joined": os.path.isdir(DATA + "/agent") and bool(os.listdir(DATA + "/agent")),
+        "joined": os.path.isdir(DATA + "/agent") and bool(set(os.listdir(DATA + "/agent")) - {"images"}),  # those we bring
         "token_sha256": secret_digest(ETC + "/token"),
         "kept_token_sha256": secret_digest(DATA + "/server/token"),
         "nodes": nodes() if values.get("cluster") and version else None,
-        "snapshots": sorted(os.listdir(DATA + "/server/db/snapshots")) if os.path.isdir(DATA + "/server/db/snapshots") else [],
+        # a .part is what a killed snapshot left
+        "snapshots": sorted(name for name in os.listdir(DATA + "/server/db/snapshots") if not name.endswith(".part")) if os.path.isdir(DATA + "/server/db/snapshots") else [],
     }) + "\n")

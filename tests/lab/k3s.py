@@ -18,6 +18,7 @@ import shutil
 import struct
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -269,7 +270,7 @@ class Mirror:
         return {"amd64": sha256(place / "k3s")}
 
     def fault(self, version: str, name: str = "k3s", *, kind: str = "") -> None:
-        """Let a file be sent half (``cut``), with other bytes (``spoilt``), or well again (empty)."""
+        """Let a file be sent half (``cut``), with other bytes (``spoilt``), half and the rest a minute later (``slow``), or well again (empty)."""
         marker = self.directory / version / f".{name}.fault"
         marker.write_text(kind) if kind else marker.unlink(missing_ok=True)
 
@@ -294,7 +295,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if kind == "cut" else content)
+        half = len(content) // 2
+        self.wfile.write(content[:half])
+        if kind == "slow":
+            self.wfile.flush()
+            end = time.monotonic() + 60
+            wait_for("a minute, or the fault's end", lambda: time.monotonic() > end or not marker.exists(), 90)
+        if kind != "cut":
+            self.wfile.write(content[half:])
 
 
 def _get(url: str) -> bytes:

@@ -381,10 +381,12 @@ class Cluster:
         self.node = {"metadata": {"name": "w1", "annotations": annotations or {}}, "spec": {"unschedulable": cordoned}, "status": ready}
         nodes = [self.node, *([{"metadata": {"name": "w2"}, "spec": {}, "status": ready}] if others else [])]
         self.lists = {"node": self.node, "nodes": {"items": nodes}, "pods": {"items": list(pods)}, "poddisruptionbudgets": {"items": list(budgets)}}
-        self.drains = drains
+        self.drains, self.gone = drains, False
 
     def __call__(self, *words, check=True, seconds=60):
         if words[0] == "get":
+            if "--ignore-not-found" in words and self.gone:
+                return type("Done", (), {"stdout": b"", "stderr": b"", "returncode": 0})
             return type("Done", (), {"stdout": json.dumps(self.lists[words[1]]).encode(), "stderr": b"", "returncode": 0})
         self.said.append(" ".join(words[:3]))
         failed = words[0] == "drain" and not self.drains
@@ -401,10 +403,10 @@ def budget(expected, needed, app="web"):
             "status": {"expectedPods": expected, "desiredHealthy": needed}}  # fmt: skip
 
 
-def leave(cluster):
+def leave(cluster, reason="test"):
     names = program("node")
     names["kubectl"] = cluster
-    names["main"]({"action": "leave", "node": "w1", "seconds": 10, "reason": "test"})
+    names["main"]({"action": "leave", "node": "w1", "seconds": 10, "reason": reason})
 
 
 def test_a_node_is_cordoned_marked_and_drained():
@@ -464,6 +466,18 @@ def test_budgets_of_other_pods_and_pods_of_the_node_itself_block_nothing():
     cluster = Cluster(pod("web-1"), pod("log", "DaemonSet", "db"), budgets=[budget(1, 1, "db"), budget(0, 0)])
     leave(cluster)
     assert "cordon w1" in cluster.said
+
+
+def test_a_node_that_is_not_there_or_dead_is_not_drained(capsys):
+    cluster = Cluster(pod("web-1"))
+    cluster.gone = True
+    leave(cluster)
+    assert "there is nothing to take out of service" in capsys.readouterr().out
+    dead = Cluster(pod("web-1"))
+    dead.node["status"] = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
+    leave(dead, reason="uninstall")
+    assert "its pods are started elsewhere" in capsys.readouterr().out
+    assert cluster.said == dead.said == []
 
 
 def test_the_only_node_is_not_drained(capsys):
@@ -579,6 +593,7 @@ class Steps:
         monkeypatch.setattr(k3s, "host", self)
         monkeypatch.setattr(k3s, "run_state", type("State", (), {"is_executing": executing}))
         monkeypatch.setattr(k3s, "_held_back", lambda: [])
+        monkeypatch.setattr(k3s, "_came_to_its_end", lambda: self.logged.append("ended"))
         monkeypatch.setattr(k3s, "_cluster", lambda _node, _own=None: self.nodes)
         monkeypatch.setattr(k3s.preflight, "refused", lambda lines: iter([f"refused: {lines[0]}"]))
         monkeypatch.setattr(k3s.fileset.files, "_inner", lambda entries, unit=None, **_: iter([f"files {unit}"] if unit in files else []))
@@ -611,13 +626,13 @@ READY = ClusterNode("v1.33.5+k3s1", ready=True, server=True)
 
 def test_a_first_start_fetches_writes_starts_and_takes_a_snapshot(monkeypatch):
     steps = Steps(monkeypatch, state(), {"k1": READY}, files=(None, "k3s.service"), starts=True)
-    assert steps.take(node()) == ["k3s/download.py k3s", "files None", "files k3s.service", "start", "/usr/local/bin/k3s etcd-snapshot save --name first && /usr/local/bin/k3s etcd-snapshot prune --name first --snapshot-retention 1"]
+    assert steps.take(node()) == ["k3s/download.py k3s", "files None", "files k3s.service", "start", "rm -f -- /var/lib/rancher/k3s/server/db/snapshots/first-*.part && /usr/local/bin/k3s etcd-snapshot save --name first && /usr/local/bin/k3s etcd-snapshot prune --name first --snapshot-retention 1"]
 
 
 def test_a_node_as_wanted_is_left_alone(monkeypatch):
     steps = Steps(monkeypatch, state(**RUNS), {"k1": READY})
     assert steps.take(node()) == []
-    assert steps.logged == ["k3s server v1.33.5+k3s1 runs as wanted"]
+    assert steps.logged == ["k3s server v1.33.5+k3s1 runs as wanted", "ended"]
 
 
 def test_an_upgrade_snapshots_drains_switches_and_comes_back(monkeypatch):
@@ -625,7 +640,7 @@ def test_an_upgrade_snapshots_drains_switches_and_comes_back(monkeypatch):
     steps = Steps(monkeypatch, found, {"k1": READY}, files=("k3s.service",))
     assert steps.take(node()) == [
         "k3s/download.py k3s",
-        "/usr/local/bin/k3s etcd-snapshot save --name before-upgrade && /usr/local/bin/k3s etcd-snapshot prune --name before-upgrade --snapshot-retention 3",
+        "rm -f -- /var/lib/rancher/k3s/server/db/snapshots/before-upgrade-*.part && /usr/local/bin/k3s etcd-snapshot save --name before-upgrade && /usr/local/bin/k3s etcd-snapshot prune --name before-upgrade --snapshot-retention 3",
         "k3s/node.py leave",
         "files k3s.service else k3s/node.py return",
         "k3s/node.py return",
@@ -655,3 +670,93 @@ def test_an_agent_whose_server_is_silent_is_not_touched(monkeypatch):
     assert steps.take(node("agent", control="s", join="https://s:6443")) == ["refused: the server s must answer `k3s kubectl get nodes`, it does not"]
     planned = Steps(monkeypatch, state(), None, files=(None,), executing=False)
     assert planned.take(node("agent", control="s", join="https://s:6443"))[0] == "k3s/download.py k3s"
+
+
+class Hosts:
+    """Two hosts in one run, of which pyinfra has told nobody yet that the first one failed."""
+
+    def __init__(self, monkeypatch, serial=True):
+        self.names = {name: type("Named", (), {"name": name})() for name in ("k1", "k2")}
+        self.state = type("State", (), {"failed_hosts": set()})()
+        self.state.inventory = type("Inventory", (), {"get_host": lambda _self, name: self.names[name]})()
+        self.current_op_global_arguments = {"_serial": serial}
+        monkeypatch.setattr(k3s, "host", self)
+        monkeypatch.setattr(k3s, "run_state", type("State", (), {"is_executing": True}))
+
+    def take(self, name):
+        self.name = name
+        return k3s._held_back()
+
+
+@pytest.mark.parametrize(("serial", "ended", "held"), [(True, False, True), (True, True, False), (False, False, False)])
+def test_one_that_did_not_come_to_its_end_holds_back_the_next_of_the_same_operation(monkeypatch, serial, ended, held):
+    """pyinfra adds to the failed hosts when a serial operation has been on all of them."""
+    hosts = Hosts(monkeypatch, serial)
+    assert hosts.take("k1") == []
+    if ended:
+        k3s._came_to_its_end()
+    said = hosts.take("k2")
+    assert bool(said) == held
+    assert not held or said == ["k3s is not touched here: in this run it failed on k1. Run again when that is put right"]
+
+
+def test_one_that_pyinfra_calls_failed_holds_back_the_others(monkeypatch):
+    hosts = Hosts(monkeypatch, serial=False)
+    hosts.take("k1")
+    k3s._came_to_its_end()
+    hosts.state.failed_hosts.add(hosts.names["k1"])
+    assert hosts.take("k2")
+
+
+# --- several servers -------------------------------------------------------------------------------------------------
+
+
+def others(monkeypatch, found):
+    monkeypatch.setattr(k3s, "_peers", lambda names: {name: found[name] for name in names})
+
+
+def test_no_second_cluster_is_begun_while_a_server_has_one(monkeypatch):
+    others(monkeypatch, {"k2": state(begun=True), "k3": None})
+    steps = Steps(monkeypatch, state(), None, files=(None,))
+    assert steps.take(node(peers=("k2",))) == [
+        "refused: k3s: must not begin a second cluster: k2 has the datastore of one. Write k3s_first_server = 'k2' and its address in k3s_url, and this host joins it; "
+        "or end it there by uninstall_and_delete_all_data, to restore a snapshot here"
+    ]
+    assert "k3 cannot be asked" in steps.take(node(peers=("k3",)))[0]
+    assert steps.take(node(peers=("k2",), join="https://k2:6443"))[0] == "k3s/download.py k3s"
+    assert Steps(monkeypatch, state(**RUNS), {"k1": READY}).take(node(peers=("k2", "k3"))) == []
+    others(monkeypatch, {"k2": state()})
+    assert Steps(monkeypatch, state(), None, files=(None,)).take(node(peers=("k2",)))[0] == "k3s/download.py k3s"
+
+
+# --- sysctl ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_ends_the_pods_network_at_boot_is_named():
+    good = {"cgroup": 2, "controllers": ("memory",)}
+    [line] = host_faults(K3sHostState(**good, forwarding_off="/etc/sysctl.d/90-x.conf"), "v1.33.5+k3s1")
+    assert line.startswith("sysctl net.ipv4.ip_forward: must not be set to 0")
+    assert "/etc/sysctl.d/90-x.conf" in line
+
+
+def test_protected_kernel_defaults_are_asked_for():
+    good = {"cgroup": 2, "controllers": ("memory",)}
+    found = K3sHostState(**good, sysctl={**k3s.KERNEL_DEFAULTS, "kernel.panic": "0"})
+    assert host_faults(found, "v1.33.5+k3s1") == []
+    assert host_faults(found, "v1.33.5+k3s1", protect_kernel_defaults=True) == [
+        "sysctl kernel.panic: must be 10 for the kubelet's protect-kernel-defaults, got 0: write it into base_sysctl"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "file"),
+    [
+        ("# /usr/lib/sysctl.d/50.conf\nnet.ipv4.ip_forward = 1\n# /etc/sysctl.d/90.conf\nnet.ipv4.ip_forward=0\n", "/etc/sysctl.d/90.conf"),
+        ("# /etc/sysctl.d/90.conf\n-net/ipv4/conf/all/forwarding = 0\n# /etc/sysctl.d/99.conf\nnet.ipv4.ip_forward = 1\n", ""),
+        ("# /etc/sysctl.d/90.conf\n# net.ipv4.ip_forward = 0\n", ""),
+    ],
+)
+def test_the_last_file_that_speaks_of_forwarding_counts(told, file):
+    names = program("host")
+    names["ask"] = lambda *_words: told
+    assert names["forwarding_off"]() == file

@@ -175,8 +175,15 @@ def start(name: str, *argv: str) -> None:
     say("info", f"Running {name}")
 
 
+def end_child(name: str) -> None:
+    child = children.pop(name, None)
+    if child:
+        child.terminate()
+        child.wait()
+
+
 def check_children() -> None:
-    for name, child in children.items():
+    for name, child in list(children.items()):
         if child.poll() is not None:
             tail = read(f"{LOGS}/{name}.log").strip().splitlines()[-3:]
             end_children()
@@ -189,14 +196,14 @@ def end_children() -> None:
         if child and child.poll() is None:
             child.send_signal(signal.SIGTERM)
     end = time.monotonic() + 5
-    for child in children.values():
+    for child in list(children.values()):
         try:
             child.wait(max(0.1, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
 
 
-def wait(what: str, ready, seconds: float = 120) -> None:
+def wait(what: str, ready, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while True:
         check_children()
