@@ -144,14 +144,19 @@ def _backup(settings: K3s) -> None:
 
 
 @deploy("Restore k3s")
-def restore(snapshot: str = "latest") -> None:
+def restore(snapshot: str = "latest", repository: str = "primary") -> None:
     """
-    Bring the cluster back from a snapshot of etcd on its first server; **what is newer is lost**.
+    Bring the cluster back on its first server; **what is newer is lost**.
 
-    + snapshot: path, name or ``latest``, of those in k3s's own directory; ``deploys.backup.restore source=k3s`` brings
-      them there from a repository
+    + snapshot: of etcd: path, name or ``latest``, of those in k3s's own directory; ``deploys.backup.restore source=k3s``
+      brings them there from a repository. With sqlite: a copy in the repository, ``latest``, ``verified``, an id, a day or a time
+    + repository: with sqlite, ``primary`` or ``offsite``
     """
     settings = _settings()
+    if settings.datastore == "sqlite":
+        if settings.role == "server":
+            node.restore_database(snapshot, repository, name="Restore the database")
+        return
     if settings.role == "server" and is_first(settings):
         node.restore(snapshot, name="Restore the datastore")
 

@@ -26,7 +26,7 @@ from pyinfra.api import FunctionCommand, Host, OperationValueError, State, Strin
 from pyinfra.api.exceptions import ConnectError
 
 from facts.k3s import ClusterNode, K3s, K3sHost, K3sHostState, K3sState
-from operations import fileset, preflight, script
+from operations import backup, fileset, preflight, script
 from operations import unit as unit_operation
 from operations.fileset import Absent, Directory, Entry, File, Symlink
 from operations.template import render
@@ -631,6 +631,24 @@ def restore(snapshot: str = "latest", seconds: int = 600) -> Generator[StringCom
     yield script.Told(
         "systemd-run --quiet --wait --pipe --collect --unit=hostwright-k3s-restore python3 -B -", _stdin=program
     )
+
+
+@operation(is_idempotent=False)
+def restore_database(at: str = "latest", repository: str = "primary", seconds: int = 900) -> Generator[StringCommand, None, None]:
+    """
+    Bring the cluster back from a backup of sqlite, on its only server; **what is newer is lost**.
+
+    + at: ``latest``, ``verified``, a snapshot's id, a day or a time, as for ``operations.backup.restore``
+    + repository: ``primary`` or ``offsite``
+    + seconds: how long it may take
+
+    The host must have k3s with the token of the copy's time. The keys on its disk are set aside (``tls-old-TIME``) and come
+    back from the database: k3s refuses one that is older than they are. A copy that is not whole changes nothing.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 :T.-]*", at) or repository not in ("primary", "offsite"):
+        raise OperationValueError(f"k3s.restore_database: at must be a copy, and repository 'primary' or 'offsite', got {at!r}, {repository!r}")
+    program = script.text(["k3s/restore_database.sh"], {"program": backup.PROGRAM, "at": at, "repository": repository})
+    yield script.Told(f"timeout {seconds} systemd-run --quiet --wait --pipe --collect --unit=hostwright-k3s-restore sh -s", _stdin=program)
 
 
 @operation(is_idempotent=False)
