@@ -64,7 +64,7 @@ def rows(fleet: Fleet) -> list[str]:
 
 def access(fleet: Fleet) -> list[str]:
     """Who may do what with the database as such."""
-    sql = "SELECT unnest(datacl) FROM pg_database WHERE datname = 'cricksy_scorer' ORDER BY 1"
+    sql = "SELECT acl::text FROM pg_database, unnest(datacl) AS acl WHERE datname = 'cricksy_scorer' ORDER BY 1"
     return fleet.front.run("cd / && runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1", input=sql).stdout.splitlines()
 
 
