@@ -71,7 +71,7 @@ def at_work(fleet: Fleet, stranger: LabHost, capsys: pytest.CaptureFixture[str])
             wait_for("requests", lambda: summary(fleet, stranger)["tasks"] > before["tasks"], 30)
             yield traffic
             with contextlib.suppress(LabError):  # one that never was accepted is in the report
-                wait_for("all tasks to be queued", lambda: summary(fleet, stranger)["tasks"] >= before["tasks"] + TASKS, 60)
+                wait_for("all tasks to be queued", lambda: summary(fleet, stranger)["tasks"] >= before["tasks"] + TASKS, 300)
         report = traffic.report
         with capsys.disabled():
             print(f"\n{what}: {report}; load average before: {busy:.1f}")  # noqa: T201 - the figure that docs and readers want
