@@ -55,7 +55,7 @@ def archive(
         directory = Directory(backend.path, mode="0750", owner=owner, group=owner)
         fileset.files([directory], name="Make the archive's directory")
         backup.source(
-            archive, policy=backups, kind="directory", path=backend.path, owner=owner, group=owner, mode="0640", minimum=minimum,
+            archive, policy=backups, kind="directory", path=backend.path, owner=owner, group=owner, mode="0750", minimum=minimum,
             name="Back up the archive's files",
         )  # fmt: skip
     else:

@@ -254,3 +254,15 @@ def test_job_may_write_to_what_it_removes_from_and_no_more():
     assert ("/var/lib/liap/archive" in files.writable, "/srv/copies" in files.writable, files.network) == (True, True, False)
     assert operation.job_sandbox(BUCKET, backups).network
     assert "/var/lib/liap/archive" not in operation.job_sandbox(WRITER, backups).writable
+
+
+def test_a_restored_directory_can_be_entered(monkeypatch):
+    """The mode of a source is what a restore gives to the directory itself."""
+    from deploys import archive as deploys
+
+    said = {}
+    monkeypatch.setattr(deploys.backup, "source", lambda archive, **words: said.update(words, source=archive))
+    monkeypatch.setattr(deploys.fileset, "files", lambda entries, **words: said.update(directory=entries[0].mode))
+    monkeypatch.setattr(deploys.archives, "retention", lambda *words, **more: None)
+    deploys.archive._inner("games", Filesystem("/var/lib/liap/archive"), Retention(), backups=load_host("host1", ["lab"], {}).backup, owner="liap")
+    assert (said["source"], said["kind"], said["mode"], said["directory"]) == ("games", "directory", "0750", "0750")
