@@ -40,7 +40,7 @@ class Sandbox:
     What a job may do; everything that is not named here is closed.
 
     + writable: paths it may write to besides its own /tmp; a missing one is skipped
-    + network: whether it may open sockets to other hosts
+    + network: whether it may open sockets to other hosts; + loopback: or to this host alone
     + home: whether it may read ``/root`` and ``/home``, e.g. an ssh key
     + capabilities: what is left of root's rights, e.g. ``("CAP_CHOWN",)``
     + system_calls: groups allowed besides ``@system-service``, which lacks e.g. ``@setuid``
@@ -49,6 +49,7 @@ class Sandbox:
 
     writable: Sequence[str] = ()
     network: bool = False
+    loopback: bool = False
     home: bool = False
     capabilities: Sequence[str] = ()
     system_calls: Sequence[str] = ()

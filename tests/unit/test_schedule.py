@@ -103,3 +103,10 @@ def test_service_opens_what_is_named() -> None:
     )
     assert "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6" in lines
     assert not any(line.startswith("PrivateNetwork") for line in lines)
+
+
+def test_service_on_loopback_reaches_this_host_alone() -> None:
+    lines = _service(Sandbox(loopback=True))
+    assert {"IPAddressDeny=any", "IPAddressAllow=localhost", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"} <= set(lines)
+    assert not any(line.startswith(("PrivateNetwork", "Wants=network-online")) for line in lines)
+    assert not any(line.startswith("IPAddressAllow") for line in _service(Sandbox(network=True)) + _service(Sandbox()))
