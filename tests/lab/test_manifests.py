@@ -76,7 +76,8 @@ files = [
     Manifest("config", json.dumps(config_object)),
     Manifest("shop", "\\n---\\n".join(json.dumps(one) for one in objects)),
 ]
-manifests.manifests("shop", files, namespace="shop", kubectl=["k3s", "kubectl"], rollout_seconds=P["seconds"], check_images=P["check_images"], name="Shop")
+manifests.manifests("shop", files, namespace="shop", kubectl=["k3s", "kubectl"], rollout_seconds=P["seconds"], check_images=P["check_images"],
+    registry=(P["registry"], P["account"], Secret(P["password"])) if P["account"] else None, name="Shop")
 '''
 
 
@@ -91,7 +92,7 @@ class Shop:
     def text(self, **differs: Any) -> str:
         given = {
             "greeting": "one", "mode": "", "secret": SECRET, "replicas": 2, "image": self.image, "extra": False, "bad": False, "seconds": 240,
-            "cpu": "10m", "check_images": False, **differs,
+            "cpu": "10m", "check_images": False, "registry": self.registry.name, "account": "", "password": "", **differs,
         }  # fmt: skip
         return TEMPLATE % json.dumps(given)
 
@@ -214,8 +215,16 @@ def test_what_the_server_or_the_nodes_refuse_changes_nothing(shop):
     assert "replicas" in bad.stderr, bad
     large = shop.run(extra=True, cpu="900", dry=True)
     assert "cpu: 1800000m (shop 2 x 900000m) + 900000m for one more shop while it is replaced" in large.stderr, large
-    nowhere = shop.run(extra=True, image=f"{shop.registry.name}/team/shop:gone", check_images=True)
-    assert nowhere.changed == [] or not nowhere.ok
+    shop.cluster.host.write("/usr/local/share/ca-certificates/lab.crt", shop.registry.ca)
+    shop.cluster.host.run("update-ca-certificates")
+    gone = {"extra": True, "image": f"{shop.registry.name}/team/shop:gone", "check_images": True}
+    nobody = shop.run(**gone)
+    assert not nobody.ok, nobody
+    assert "of shop: the registry refuses the account" in nobody.stderr, nobody
+    nowhere = shop.run(**gone, account=shop.registry.username, password=shop.registry.password)
+    assert not nowhere.ok, nowhere
+    assert "of shop is not in its registry" in nowhere.stderr, nowhere
+    assert shop.registry.password not in nowhere.stdout + nowhere.stderr
     assert shop.pods() == before
     assert shop.states() == states
 

@@ -124,3 +124,39 @@ def test_the_question_holds_secrets_and_its_fact_shows_none():
     assert "canary" in text
     assert "canary" not in Manifests().command(application="shop")
     assert Manifests().process(['{"engine": true, "revision": 3}']) == ManifestsState(engine=True, revision=3)
+
+
+def test_a_new_pull_account_is_tried_on_every_image():
+    look = types.ModuleType("manifests_look")
+    for name in ("cluster.py", "registry.py", "observe.py"):
+        exec(compile((FILES / "manifests" / name).read_text(), name, "exec"), look.__dict__)
+    workload = {"kind": "Deployment", "metadata": {"name": "shop"}, "spec": {"template": {"spec": {"containers": [{"image": "r.test/shop:1"}]}}}}
+    account = {"kind": "Secret", "type": look.PULLS, "metadata": {"name": "registry-1"}, "data": {}}
+    there: list[dict] = []
+
+    class Known(look.Cluster):
+        def answers(self):
+            return True
+
+        def has_namespace(self):
+            return False
+
+        def items(self, *words, given=None):
+            return []
+
+        def dry(self, objects):
+            return {}, []
+
+        def live(self, objects):
+            return {look.key_of(item): item for item in there}
+
+    look.Cluster = Known
+    values = {
+        "kubectl": ["kubectl"], "application": "shop", "namespace": "shop", "keep": 5, "check_images": False,
+        "files": [{"name": "all", "objects": [account, workload]}],
+    }  # fmt: skip
+    for known, images in (([], {"r.test/shop:1": ["shop"]}), ([account, workload], {}), ([workload], {"r.test/shop:1": ["shop"]})):
+        answer: dict = {}
+        there[:] = known
+        look.look(values, answer)
+        assert answer["images"] == images
