@@ -117,5 +117,10 @@ def hidden_values(files):
         if item["kind"] == "Secret":
             for value in item.get("data", {}).values():
                 text = base64.b64decode(value).decode(errors="replace")
+                if item.get("type") == "kubernetes.io/dockerconfigjson":
+                    # the names of registries are none, and say which one refused; a password stands in it as base64 of both
+                    auths = [one.get("auth", "") for one in json.loads(text).get("auths", {}).values()]
+                    found |= {part for auth in auths for part in (auth, base64.b64decode(auth).decode(errors="replace").partition(":")[2]) if len(part) >= 8}
+                    continue
                 found |= {part for part in [text, *re.split(r"[\s\"]+", text)] if len(part) >= 8}
     return found

@@ -75,7 +75,7 @@ def test_upgrade_under_matches_and_requests(site):
 
 BAD = {
     "crashes": ({"version": "bad-starts"}, {}, "cannot find the lobby"),
-    "is not ready": ({"version": "bad-health"}, {}, "was not rolled out"),
+    "is not ready": ({"version": "bad-health"}, {}, "HTTP probe failed with statuscode: 500"),
     "no such image": ({"version": "gone"}, {}, "ImagePull"),
     "no room": ({"version": "v2", "colyseus_cpu_request": "64", "colyseus_cpu_limit": "64", "capacity_check": False}, {}, "no node takes it"),
     "expired pull secret": ({"version": "v3"}, {"PULL": "expired-0123456789"}, "401 Unauthorized"),

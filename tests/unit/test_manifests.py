@@ -97,6 +97,10 @@ def test_reports_hide_the_values_of_secrets():
     value = base64.b64encode(b"requirepass canary-0123456789\nport 1").decode()
     hidden = program.hidden_values([{"name": "s", "objects": [{"kind": "Secret", "data": {"redis.conf": value}}]}])
     assert program.masked("started with canary-0123456789 on port 1", hidden) == "started with *MASKED* on port 1"
+    auth = base64.b64encode(b"puller:canary-password").decode()
+    value = base64.b64encode(json.dumps({"auths": {"registry.test:5000": {"auth": auth}}}).encode()).decode()
+    hidden = program.hidden_values([{"name": "s", "objects": [{"kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": value}}]}])
+    assert program.masked(f"registry.test:5000 refuses puller with canary-password ({auth})", hidden) == "registry.test:5000 refuses puller with *MASKED* (*MASKED*)"
 
 
 @pytest.mark.parametrize(

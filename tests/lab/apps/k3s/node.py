@@ -151,14 +151,9 @@ def containerd(registries: str) -> None:
     for name in {*(known.get("mirrors") or {}), *configs}:
         endpoints = ((known.get("mirrors") or {}).get(name) or {}).get("endpoint") or [f"https://{name}"]
         folder = "_default" if name == "*" else name
-        hosts = [] if name == "*" else [f'server = "https://{name}"']
+        hosts = [] if name == "*" else [f'server = "https://{name}"', *trusted(configs, name)]
         for endpoint in endpoints:
-            hosts += [f'[host."{endpoint}"]', 'capabilities = ["pull", "resolve"]']
-            tls = (configs.get(urlsplit(endpoint).netloc) or configs.get(name) or {}).get("tls") or {}
-            if tls.get("ca_file"):
-                hosts.append(f'ca = "{tls["ca_file"]}"')
-            if tls.get("insecure_skip_verify"):
-                hosts.append("skip_verify = true")
+            hosts += [f'[host."{endpoint}"]', 'capabilities = ["pull", "resolve"]', *trusted(configs, urlsplit(endpoint).netloc, name)]
         write(f"{home}/certs.d/{folder}/hosts.toml", "\n".join(hosts) + "\n")
     start("containerd", f"{BIN}/containerd", "--config", f"{home}/config.toml")
     wait("containerd", lambda: "Version" in run(f"{BIN}/ctr", "--address", SOCKET, "version"), 60)
@@ -183,6 +178,13 @@ def containerd(registries: str) -> None:
         if done.returncode:
             fail(f"failed to import {archive}: {done.stderr.decode()[-300:]}")
         write(mark, "")
+
+
+def trusted(configs: dict[str, dict], *names: str) -> list[str]:
+    """What is trusted of the first of these registries that has a configuration: of its mirrors, and of itself when they have not got an image."""
+    tls = next((configs[name].get("tls") or {} for name in names if configs.get(name)), {})
+    found = [f'ca = "{tls["ca_file"]}"'] if tls.get("ca_file") else []
+    return [*found, "skip_verify = true"] if tls.get("insecure_skip_verify") else found
 
 
 def data_root() -> str:
