@@ -688,7 +688,8 @@ def test_host_finishes_what_a_dead_controller_began(lamp, tmp_path):
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as controller:
-        wait_for("the new lamp", lambda: "lamp.new" in lamp.names(), 120, pause=0.05)
+        # lamp.new is there for a moment only, lamp.old for as long as the new one's health is awaited
+        wait_for("two lamps", lambda: len(lamp.names()) > 1, 120, pause=0.05)
         controller.kill()
     wait_for("the end of it", lambda: lamp.names() == ["lamp"] and lamp.life()[0] != before[0], 120, pause=0.2)
     done = lamp.converge(spec)

@@ -105,6 +105,10 @@ def test_a_new_front_gets_rows_and_objects_from_the_offsite_copy(
         backup(fleet, "restore", f"source={source}", "at=verified", "repository=offsite")
     workers(fleet, "start")
 
+    # a container whose health check has not run yet counts as owed
+    starting = "docker ps -q --filter label=hostwright.component --filter health=starting"
+    for host in (fleet.front, fleet.back, fleet.games):
+        wait_for(f"the containers of {host.name}", lambda host=host: host.run(starting).stdout == "", 180)
     wait_for("the api", lambda: ask(stranger, fleet.front, API, "/health")[0] == 200, 60)
     assert {key: summary(fleet, stranger)[key] for key in ("tasks", "done")} == {key: before[key] for key in ("tasks", "done")}
     for was in (built, rendered):
