@@ -17,7 +17,7 @@ from pyinfra import state as run_state
 from pyinfra.api import DeployError, FactBase, StringCommand, deploy, operation
 from pyinfra.operations import server
 
-from deploys import cricksy_container, current
+from deploys import cricksy_container, current, site
 from deploys.fleet import all_well, first_of
 from deploys.monitoring import redis_users
 from facts.celery import CeleryWorkers
@@ -48,7 +48,7 @@ from operations.container import Spec
 from operations.fileset import Absent, Directory, Entry, File
 from operations.nginx import Location, RateLimit, Upstream
 from operations.schedule import Sandbox
-from settings import Backup, Certificate, Cricksy
+from settings import Backup, Cricksy
 from settings.cricksy import CA_FILE, GROUPS, KEY_FILE
 from settings.env import render
 from settings.s3 import Access, Bucket, Cors, KeyFile, Lifecycle, Server
@@ -85,7 +85,10 @@ def cricksy() -> None:
     _health(settings)
     _backup(settings, current().backup)
     # Last, since it needs nginx to answer from outside: where it fails, all else is done and served self-signed.
-    _certificates(settings, current().certificate)
+    if "api" in settings.roles and settings.domain is not None:
+        site.get_certificate(API, [settings.domain])
+        if has_flower(settings) and settings.flower_domain:
+            site.get_certificate(FLOWER, [settings.flower_domain], name="Get Flower's certificate")
 
 
 # --- by hand --------------------------------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ def rollback() -> None:
     if "api" in settings.roles:
         rollout.rollback(
             API,
-            probe=_probe(settings),
+            probe=site.probe(settings.domain or "", settings.health_path),
             start_seconds=settings.start_timeout_seconds,
             settle_seconds=settings.settle_seconds,
             drain_seconds=settings.drain_seconds,
@@ -347,7 +350,7 @@ def api_rollout(settings: Cricksy) -> Generator[StringCommand, None, None]:
         environment=_environment(settings),
         release=release_directory(settings),
         health_path=settings.health_path,
-        probe=_probe(settings),
+        probe=site.probe(settings.domain or "", settings.health_path),
         start_seconds=settings.start_timeout_seconds,
         settle_seconds=settings.settle_seconds,
         drain_seconds=settings.drain_seconds,
@@ -513,12 +516,6 @@ def _workers(settings: Cricksy, count: int | None = None) -> None:
 
 
 # --- what is asked --------------------------------------------------------------------------------------------------
-
-
-def _probe(settings: Cricksy) -> str:
-    """The health check as a client makes it: name, TLS, nginx. Who signed the certificate is not its question."""
-    url = f"https://{settings.domain}{settings.health_path}"
-    return shlex.join(["curl", "-fsSk", "-o", "/dev/null", "-m", "10", "--resolve", f"{settings.domain}:443:127.0.0.1", url])
 
 
 def api_service(settings: Cricksy) -> str:
@@ -706,32 +703,3 @@ def backup_bucket(settings: Cricksy) -> backup.Bucket:
         region=settings.s3_region,
     )
 
-
-def _certificates(settings: Cricksy, wanted: Certificate) -> None:
-    if "api" not in settings.roles or settings.domain is None:
-        return
-    certificate.certificate(
-        API,
-        domains=[settings.domain],
-        email=wanted.email or "",
-        directory=wanted.acme_directory,
-        challenge=wanted.challenge,
-        ca_bundle=wanted.ca_bundle,
-        dns_plugin=wanted.dns_plugin,
-        dns_credentials=wanted.dns_credentials,
-        present=wanted.mode == "acme",
-        name="Get certificate",
-    )
-    if has_flower(settings) and settings.flower_domain:
-        certificate.certificate(
-            FLOWER,
-            domains=[settings.flower_domain],
-            email=wanted.email or "",
-            directory=wanted.acme_directory,
-            challenge=wanted.challenge,
-            ca_bundle=wanted.ca_bundle,
-            dns_plugin=wanted.dns_plugin,
-            dns_credentials=wanted.dns_credentials,
-            present=wanted.mode == "acme",
-            name="Get Flower's certificate",
-        )

@@ -5,19 +5,18 @@ Read top to bottom, it is the run book. What each step guards against is told in
 """
 
 import json
-import shlex
 from dataclasses import replace
 
 from pyinfra import host, logger
 from pyinfra.api import deploy
 from pyinfra.operations import server
 
-from deploys import current
+from deploys import current, site
 from facts.rollout import Rollout
 from operations import backup, certificate, dpkg, fileset, logrotate, nginx, release, rollout, template, unit
 from operations.fileset import Directory, Symlink
 from operations.nginx import Location, RateLimit, Upstream
-from settings import Backup, Certificate, Gateway
+from settings import Backup, Gateway
 from settings.env import render
 from settings.secret import Secret
 
@@ -46,7 +45,7 @@ def gateway() -> None:
     _logs()
     _backup(settings, current().backup)
     # Last, since it needs nginx to answer from outside: where it fails, all else is done and served self-signed.
-    _certificate(settings, current().certificate)
+    site.get_certificate(APP, settings.domains)
 
 
 @deploy("Gateway rollback")
@@ -61,7 +60,7 @@ def rollback() -> None:
         return
     rollout.rollback(
         APP,
-        probe=_probe(settings),
+        probe=site.probe(settings.domain, settings.health_path),
         start_seconds=settings.start_timeout_seconds,
         settle_seconds=settings.settle_seconds,
         drain_seconds=settings.drain_seconds,
@@ -184,14 +183,6 @@ def uvicorn_options(settings: Gateway) -> str:
     return " ".join(options)
 
 
-def _probe(settings: Gateway) -> str:
-    """The health check as a client makes it: name, TLS, nginx. Who signed the certificate is not its question."""
-    url = f"https://{settings.domain}{settings.health_path}"
-    return shlex.join(
-        ["curl", "-fsSk", "-o", "/dev/null", "-m", "10", "--resolve", f"{settings.domain}:443:127.0.0.1", url]
-    )
-
-
 def service(settings: Gateway, release_directory: str) -> str:
     """Return the unit, or the supervisor program, of either colour."""
     kind = {"systemd": "service", "supervisor": "conf"}[settings.supervisor]
@@ -217,7 +208,7 @@ def _rollout(settings: Gateway) -> None:
         release=built,
         manager=settings.supervisor,
         health_path=settings.health_path,
-        probe=_probe(settings),
+        probe=site.probe(settings.domain, settings.health_path),
         start_seconds=settings.start_timeout_seconds,
         settle_seconds=settings.settle_seconds,
         drain_seconds=settings.drain_seconds,
@@ -285,22 +276,8 @@ def _backup(settings: Gateway, policy: Backup) -> None:
             for kind, suffix in (("", ".service"), ("supervisor:", ""))
             for colour in ("blue", "green")
         ],
-        health=_probe(settings),
+        health=site.probe(settings.domain, settings.health_path),
         present=policy.enabled,
         name="Back up the database",
     )
 
-
-def _certificate(settings: Gateway, wanted: Certificate) -> None:
-    certificate.certificate(
-        APP,
-        domains=settings.domains,
-        email=wanted.email or "",
-        directory=wanted.acme_directory,
-        challenge=wanted.challenge,
-        ca_bundle=wanted.ca_bundle,
-        dns_plugin=wanted.dns_plugin,
-        dns_credentials=wanted.dns_credentials,
-        present=wanted.mode == "acme",
-        name="Get certificate",
-    )

@@ -6,7 +6,6 @@ Read top to bottom, it is the run book. What each step guards against is told in
 
 from __future__ import annotations
 
-import shlex
 import urllib.parse
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from pyinfra.api import DeployError, deploy
 from pyinfra.operations import files as pyinfra_files
 from pyinfra.operations import server
 
-from deploys import archive, current, liap_stacks, mcbench_external
+from deploys import archive, current, liap_stacks, mcbench_external, site
 from facts.compose import Compose
 from operations import archive as archives
 from operations import backup, certificate, compose, dpkg, fileset, nginx
@@ -24,7 +23,7 @@ from operations.compose import Drain
 from operations.fileset import Directory
 from operations.nginx import Location, Upstream
 from operations.template import render
-from settings import Backup, Certificate, Liap
+from settings import Backup, Liap
 from settings.archive import Filesystem, Postgres, Retention
 from settings.liap import APP_PORT, CA_FILE
 from settings.secret import Secret
@@ -61,7 +60,7 @@ def liap() -> None:
     _site(settings)
     _other_stacks(settings)
     # Last, since it needs nginx to answer from outside: where it fails, all else is done and served self-signed.
-    _certificate(settings, current().certificate)
+    site.get_certificate(PROJECT, settings.domains)
 
 
 # --- by hand --------------------------------------------------------------------------------------------------------
@@ -321,14 +320,6 @@ def _other_stacks(settings: Liap) -> None:
 # --- the web --------------------------------------------------------------------------------------------------------
 
 
-def _probe(settings: Liap) -> str:
-    """The health check as a client makes it: name, TLS, nginx. Who signed the certificate is not its question."""
-    url = f"https://{settings.domain}/health/live"
-    return shlex.join(
-        ["curl", "-fsSk", "-o", "/dev/null", "-m", "10", "--resolve", f"{settings.domain}:443:127.0.0.1", url]
-    )
-
-
 def locations(settings: Liap) -> list[Location]:
     """Return what nginx passes on: everything, websockets too, but for what is the operator's."""
     everything = Location("/", upstream=PROJECT, timeout_seconds=settings.websocket_timeout_seconds, websocket=True)
@@ -347,23 +338,8 @@ def _site(settings: Liap) -> None:
         locations=locations(settings),
         hsts_seconds=settings.hsts_seconds,
         max_body_size=settings.max_request_body_size,
-        probe=_probe(settings),
+        probe=site.probe(settings.domain, "/health/live"),
         name="Upload nginx site",
-    )
-
-
-def _certificate(settings: Liap, wanted: Certificate) -> None:
-    certificate.certificate(
-        PROJECT,
-        domains=settings.domains,
-        email=wanted.email or "",
-        directory=wanted.acme_directory,
-        challenge=wanted.challenge,
-        ca_bundle=wanted.ca_bundle,
-        dns_plugin=wanted.dns_plugin,
-        dns_credentials=wanted.dns_credentials,
-        present=wanted.mode == "acme",
-        name="Get certificate",
     )
 
 

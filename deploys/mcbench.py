@@ -17,13 +17,13 @@ from pyinfra import host, logger
 from pyinfra.api import DeployError, FactBase, StringCommand, deploy, operation
 from pyinfra.context import ctx_state
 
-from deploys import current, fleet, mcbench_external, mcbench_health, mcbench_retired
+from deploys import current, fleet, mcbench_external, mcbench_health, mcbench_retired, site
 from deploys.mcbench_store import buckets
 from facts.replicas import Replicas
 from operations import backup, certificate, cleanup, container, dpkg, nginx, replicas
 from operations.container import Health, Log, Mount, Network, Publish, Spec
 from operations.nginx import Location, RateLimit, Upstream
-from settings import Backup, Certificate, Mcbench
+from settings import Backup, Mcbench
 from settings.env import render
 from settings.mcbench import CA_DIRECTORY, GROUPS, RENDER_PLATFORM, SERVICES, WEB, WORKERS
 from settings.secret import Secret
@@ -99,7 +99,10 @@ def mcbench() -> None:
     _cleanup(settings)
     _backup(settings, current().backup)
     # Last, since it needs nginx to answer from outside: where it fails, all else is done and served self-signed.
-    _certificates(settings, current().certificate)
+    if "admin" in settings.roles:
+        site.get_certificate(name("admin"), admin_domains(settings), name="Get the certificate of the admin sites")
+    if "api" in settings.roles:
+        site.get_certificate(name("api"), settings.api_domains, name="Get the certificate of the api")
 
 
 # --- by hand --------------------------------------------------------------------------------------------------------
@@ -587,12 +590,6 @@ def _scheduler(settings: Mcbench) -> None:
 # --- the web --------------------------------------------------------------------------------------------------------
 
 
-def _probe(domain: str, path: str) -> str:
-    """The health check as a client makes it: name, TLS, nginx. Who signed the certificate is not its question."""
-    url = f"https://{domain}{path}"
-    return shlex.join(["curl", "-fsSk", "-o", "/dev/null", "-m", "10", "--resolve", f"{domain}:443:127.0.0.1", url])
-
-
 def locations(settings: Mcbench, component: str) -> list[Location]:
     """Return what nginx passes on to an API or to Flower; admin-api and Flower to declared networks only."""
     networks = None if component == "api" else tuple(map(str, settings.admin_networks))
@@ -672,7 +669,7 @@ def _admin_api(settings: Mcbench) -> None:
             container_port=WEB_PORT,
             ports=PORTS["admin-api"],
             health_path=settings.health_path,
-            probe=_probe(settings.admin_domain or "", settings.health_path),
+            probe=site.probe(settings.admin_domain or "", settings.health_path),
             start_seconds=settings.start_timeout_seconds,
             settle_seconds=settings.settle_seconds,
             drain_seconds=settings.web_drain_seconds,
@@ -702,7 +699,7 @@ def _api(settings: Mcbench) -> None:
             container_port=WEB_PORT,
             ports=PORTS["api"],
             health_path=settings.health_path,
-            probe=_probe(settings.api_domains[0], settings.health_path),
+            probe=site.probe(settings.api_domains[0], settings.health_path),
             start_seconds=settings.start_timeout_seconds,
             settle_seconds=settings.settle_seconds,
             drain_seconds=settings.web_drain_seconds,
@@ -730,35 +727,6 @@ def _flower(settings: Mcbench) -> None:
         hsts_seconds=settings.hsts_seconds,
         name="Upload the site of Flower",
     )
-
-
-def _certificates(settings: Mcbench, wanted: Certificate) -> None:
-    if "admin" in settings.roles:
-        certificate.certificate(
-            name("admin"),
-            domains=admin_domains(settings),
-            email=wanted.email or "",
-            directory=wanted.acme_directory,
-            challenge=wanted.challenge,
-            ca_bundle=wanted.ca_bundle,
-            dns_plugin=wanted.dns_plugin,
-            dns_credentials=wanted.dns_credentials,
-            present=wanted.mode == "acme",
-            name="Get the certificate of the admin sites",
-        )
-    if "api" in settings.roles:
-        certificate.certificate(
-            name("api"),
-            domains=settings.api_domains,
-            email=wanted.email or "",
-            directory=wanted.acme_directory,
-            challenge=wanted.challenge,
-            ca_bundle=wanted.ca_bundle,
-            dns_plugin=wanted.dns_plugin,
-            dns_credentials=wanted.dns_credentials,
-            present=wanted.mode == "acme",
-            name="Get the certificate of the api",
-        )
 
 
 # --- what keeps it well ---------------------------------------------------------------------------------------------
