@@ -76,11 +76,11 @@ def mcbench() -> None:
     _migrate(settings)
     all_well(name="See that all hosts are ready for the release")
     # Whoever takes a task comes before whoever makes one: a worker throws away what it does not know.
-    _server_worker(settings)
-    _render_worker(settings)
-    _admin_worker(settings)
+    _workers(settings, "server-worker")
+    _workers(settings, "render-worker")
+    _workers(settings, "admin-worker")
     all_well(name="See that those are well whose tasks others make")
-    _worker(settings)
+    _workers(settings, "worker")
     all_well(name="See that all workers are well")
     _web(settings)
     _admin_api(settings)
@@ -504,74 +504,20 @@ def ask_worker(settings: Mcbench) -> tuple[Sequence[str], Sequence[str]]:
     return _python(_ASK, "quiesce"), _python(_ASK, "busy")
 
 
-def _server_worker(settings: Mcbench) -> None:
-    if "server-worker" in settings.components:
+def _workers(settings: Mcbench, component: str) -> None:
+    if component in settings.components:
         quiesce, busy = ask_worker(settings)
         replicas.workers(
-            name("server-worker"),
-            spec(settings, "server-worker"),
-            settings.count("server-worker"),
+            name(component),
+            spec(settings, component),
+            settings.count(component),
             drain_seconds=settings.task_drain_seconds,
             quiesce=quiesce,
             busy=busy,
             start_seconds=settings.start_timeout_seconds,
             settle_seconds=settings.settle_seconds,
             keep=settings.keep_releases,
-            name="Roll out server-worker",
-            _parallel=settings.batch,
-        )
-
-
-def _render_worker(settings: Mcbench) -> None:
-    if "render-worker" in settings.components:
-        quiesce, busy = ask_worker(settings)
-        replicas.workers(
-            name("render-worker"),
-            spec(settings, "render-worker"),
-            settings.count("render-worker"),
-            drain_seconds=settings.task_drain_seconds,
-            quiesce=quiesce,
-            busy=busy,
-            start_seconds=settings.start_timeout_seconds,
-            settle_seconds=settings.settle_seconds,
-            keep=settings.keep_releases,
-            name="Roll out render-worker",
-            _parallel=settings.batch,
-        )
-
-
-def _admin_worker(settings: Mcbench) -> None:
-    if "admin-worker" in settings.components:
-        quiesce, busy = ask_worker(settings)
-        replicas.workers(
-            name("admin-worker"),
-            spec(settings, "admin-worker"),
-            settings.count("admin-worker"),
-            drain_seconds=settings.task_drain_seconds,
-            quiesce=quiesce,
-            busy=busy,
-            start_seconds=settings.start_timeout_seconds,
-            settle_seconds=settings.settle_seconds,
-            keep=settings.keep_releases,
-            name="Roll out admin-worker",
-            _parallel=settings.batch,
-        )
-
-
-def _worker(settings: Mcbench) -> None:
-    if "worker" in settings.components:
-        quiesce, busy = ask_worker(settings)
-        replicas.workers(
-            name("worker"),
-            spec(settings, "worker"),
-            settings.count("worker"),
-            drain_seconds=settings.task_drain_seconds,
-            quiesce=quiesce,
-            busy=busy,
-            start_seconds=settings.start_timeout_seconds,
-            settle_seconds=settings.settle_seconds,
-            keep=settings.keep_releases,
-            name="Roll out worker",
+            name=f"Roll out {component}",
             _parallel=settings.batch,
         )
 
@@ -651,62 +597,41 @@ def _web(settings: Mcbench) -> None:
 
 def _admin_api(settings: Mcbench) -> None:
     if "admin" in settings.roles:
-        nginx.site(
-            name("admin-api"),
-            server_names=[settings.admin_domain or ""],
-            certificate_directory=certificate.directory(name("admin")),
-            upstreams=upstreams("admin-api"),
-            locations=locations(settings, "admin-api"),
-            hsts_seconds=settings.hsts_seconds,
-            max_body_size=settings.max_request_body_size + _BODY_MARGIN,
-            name="Upload the site of admin-api",
-        )
-        replicas.rollout(
-            name("admin-api"),
-            spec(settings, "admin-api"),
-            settings.count("admin-api"),
-            upstream=name("admin-api"),
-            container_port=WEB_PORT,
-            ports=PORTS["admin-api"],
-            health_path=settings.health_path,
-            probe=site.probe(settings.admin_domain or "", settings.health_path),
-            start_seconds=settings.start_timeout_seconds,
-            settle_seconds=settings.settle_seconds,
-            drain_seconds=settings.web_drain_seconds,
-            keep=settings.keep_releases,
-            name="Roll out admin-api",
-            _parallel=settings.batch,
-        )
+        _site(settings, "admin-api", [settings.admin_domain or ""], certificate.directory(name("admin")))
 
 
 def _api(settings: Mcbench) -> None:
     if "api" in settings.roles:
-        nginx.site(
-            name("api"),
-            server_names=settings.api_domains,
-            certificate_directory=certificate.directory(name("api")),
-            upstreams=upstreams("api"),
-            locations=locations(settings, "api"),
-            hsts_seconds=settings.hsts_seconds,
-            max_body_size=settings.max_request_body_size + _BODY_MARGIN,
-            name="Upload the site of api",
-        )
-        replicas.rollout(
-            name("api"),
-            spec(settings, "api"),
-            settings.count("api"),
-            upstream=name("api"),
-            container_port=WEB_PORT,
-            ports=PORTS["api"],
-            health_path=settings.health_path,
-            probe=site.probe(settings.api_domains[0], settings.health_path),
-            start_seconds=settings.start_timeout_seconds,
-            settle_seconds=settings.settle_seconds,
-            drain_seconds=settings.web_drain_seconds,
-            keep=settings.keep_releases,
-            name="Roll out api",
-            _parallel=settings.batch,
-        )
+        _site(settings, "api", settings.api_domains, certificate.directory(name("api")))
+
+
+def _site(settings: Mcbench, component: str, domains: Sequence[str], certificate_directory: str) -> None:
+    nginx.site(
+        name(component),
+        server_names=list(domains),
+        certificate_directory=certificate_directory,
+        upstreams=upstreams(component),
+        locations=locations(settings, component),
+        hsts_seconds=settings.hsts_seconds,
+        max_body_size=settings.max_request_body_size + _BODY_MARGIN,
+        name=f"Upload the site of {component}",
+    )
+    replicas.rollout(
+        name(component),
+        spec(settings, component),
+        settings.count(component),
+        upstream=name(component),
+        container_port=WEB_PORT,
+        ports=PORTS[component],
+        health_path=settings.health_path,
+        probe=site.probe(domains[0], settings.health_path),
+        start_seconds=settings.start_timeout_seconds,
+        settle_seconds=settings.settle_seconds,
+        drain_seconds=settings.web_drain_seconds,
+        keep=settings.keep_releases,
+        name=f"Roll out {component}",
+        _parallel=settings.batch,
+    )
 
 
 def _flower(settings: Mcbench) -> None:

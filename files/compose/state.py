@@ -17,14 +17,4 @@ def look(values, answer):
 
 
 def main(values):
-    answer = {"engine": True}
-    try:
-        info()
-    except EngineError:
-        answer["engine"] = False
-    else:
-        try:
-            look(values, answer)
-        except EngineError as error:
-            answer["refused"] = str(error)
-    report(answer)
+    answer_fact(values, look)

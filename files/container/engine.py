@@ -70,6 +70,38 @@ def report(value):
     sys.stdout.write(json.dumps(value) + "\n")
 
 
+def answer_fact(values, look):
+    """Answer a fact with what ``look(values, answer)`` puts into it, or that the engine is not there, or what it refused."""
+    answer = {"engine": True}
+    try:
+        info()
+    except EngineError:
+        answer["engine"] = False
+    else:
+        try:
+            look(values, answer)
+        except EngineError as error:
+            answer["refused"] = str(error)
+    report(answer)
+
+
+def look_or_change(values, look, change):
+    """Answer a fact with ``look()``, null when the engine refuses; or ``change()`` under the lock, to the end."""
+    try:
+        if not values["change"]:
+            report(look())
+            return
+        outlive_the_caller()
+        with locked(900):
+            change()
+    except EngineError as error:
+        if not values["change"]:
+            report(None)
+            return
+        say(str(error))
+        sys.exit(1)
+
+
 def outlive_the_caller():
     """A run whose controller died goes on here to its end; the next one waits for it and then looks again."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -12,24 +12,16 @@ def owed(values):
     return [one for one in values["images"] if one not in here or not fits(image_platform(here[one]), want)]
 
 
+def change(values):
+    faults = []
+    for image in owed(values):
+        try:
+            ensure_image(image, values["platform"])
+        except EngineError as error:
+            faults.append(str(error))
+    if faults:
+        fail("; ".join(faults))
+
+
 def main(values):
-    try:
-        if not values["change"]:
-            report(owed(values))
-            return
-        outlive_the_caller()
-        faults = []
-        with locked(900):
-            for image in owed(values):
-                try:
-                    ensure_image(image, values["platform"])
-                except EngineError as error:
-                    faults.append(str(error))
-        if faults:
-            fail("; ".join(faults))
-    except EngineError as error:
-        if not values["change"]:
-            report(None)
-            return
-        say(str(error))
-        sys.exit(1)
+    look_or_change(values, lambda: owed(values), lambda: change(values))

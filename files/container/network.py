@@ -60,18 +60,14 @@ def change(values, found):
 
 
 def main(values):
-    try:
-        if not values["change"]:
-            report(owed(values, inspect("network", [values["network"]]).get(values["network"])))
-            return
-        outlive_the_caller()
-        with locked(900):
-            found = inspect("network", [values["network"]]).get(values["network"])
-            if owed(values, found):
-                change(values, found)
-    except EngineError as error:
-        if not values["change"]:
-            report(None)
-            return
-        say(str(error))
-        sys.exit(1)
+    name = values["network"]
+
+    def look():
+        return owed(values, inspect("network", [name]).get(name))
+
+    def bring():
+        found = inspect("network", [name]).get(name)
+        if owed(values, found):
+            change(values, found)
+
+    look_or_change(values, look, bring)

@@ -63,18 +63,14 @@ def change(values, found):
 
 
 def main(values):
-    try:
-        if not values["change"]:
-            report(owed(values, inspect("volume", [values["volume"]]).get(values["volume"])))
-            return
-        outlive_the_caller()
-        with locked(900):
-            found = inspect("volume", [values["volume"]]).get(values["volume"])
-            if owed(values, found):
-                change(values, found)
-    except EngineError as error:
-        if not values["change"]:
-            report(None)
-            return
-        say(str(error))
-        sys.exit(1)
+    name = values["volume"]
+
+    def look():
+        return owed(values, inspect("volume", [name]).get(name))
+
+    def bring():
+        found = inspect("volume", [name]).get(name)
+        if owed(values, found):
+            change(values, found)
+
+    look_or_change(values, look, bring)
