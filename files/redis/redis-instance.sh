@@ -91,7 +91,11 @@ set_secret() { # key
 }
 
 apply() {
-	[ "$(systemctl is-active "$unit")" = active ] || return 0
+	if [ "$(systemctl is-active "$unit")" != active ]; then
+		# it will start on these rules; what was seen of it is of others
+		rm -f "$seen"
+		return 0
+	fi
 	if ! log_in; then
 		say "$unit takes none of our passwords: started anew, to read its rules"
 		systemctl restart "$unit"

@@ -138,6 +138,20 @@ def test_what_is_changed_by_hand_is_put_right(host, converge):
 
 
 @pytest.mark.soak
+def test_one_run_is_enough_for_a_stopped_instance(host, converge):
+    """Its rules change while it does not run: it starts on them, and the next run has nothing to put right."""
+    host.run(f"systemctl stop {UNIT}")
+    assert converge(password=SECOND).changed == ["Broker"]
+    assert ask(host, "ping", password=SECOND) == "PONG"
+    assert converge(password=SECOND).changed == []
+    # what is changed by hand is still seen
+    assert ask(host, "acl setuser thief on nopass '~*' '+@all'", password=SECOND) == "OK"
+    assert converge(password=SECOND).changed == ["Broker"]
+    assert converge().changed == ["Broker"]
+    assert converge().changed == []
+
+
+@pytest.mark.soak
 def test_what_was_written_survives_the_kill(host):
     assert ask(host, "set survives yes") == "OK"
     # what has been written to the log, once a second
