@@ -50,6 +50,8 @@ def _database(settings: LiapServices, policy: Backup, metrics_address: str) -> N
         port=settings.postgres_port,
         memory_mb=settings.postgres_memory_mb,
         connections=settings.pgbouncer_pool_size + _SPARE,
+        # a query whose client has gone would run on to its end, beyond the connections that PgBouncer counts
+        settings={"client_connection_check_interval": "10s"},
         name="Run PostgreSQL",
     )
     pgcluster.database(

@@ -7,6 +7,9 @@ import textwrap
 import pytest
 
 from tests.lab.authority import Authority
+from tests.lab.fingerprint import leftovers
+from tests.lab.kill import Point, kill_run
+from tests.lab.provision import command_line
 from tests.lab.state import wait_for
 
 pytestmark = pytest.mark.soak
@@ -25,7 +28,8 @@ def deploy(cluster: str = "", tls: bool = False, database: bool = True, **argume
         from settings.secret import Secret
         password = Secret(os.environ["LAB_PASSWORD"])
         if {database}:
-            pgcluster.cluster(memory_mb=256, connections=60, {cluster}name="Server")
+            watchful = {{"client_connection_check_interval": "2s"}}
+            pgcluster.cluster(memory_mb=256, connections=60, settings=watchful, {cluster}name="Server")
             pgcluster.database("shop", owner=Role("shop_owner", Secret({OWNER!r})), roles=[Role("shop", password)], name="Database")
         pgbouncer.pooler(
             users=[pgbouncer.User("shop", password), pgbouncer.User("shop_owner", Secret({OWNER!r}))],
@@ -74,6 +78,19 @@ def pgbench(host, *words: str, password: str = FIRST, role: str = "shop", port: 
     return host.run(command, check=False, timeout=500).stdout
 
 
+def counted(text: str) -> list[tuple[set[str], list[str]]]:
+    """Process ids of the role's connections, as the server lists them and as PgBouncer does, of each sample."""
+    found = []
+    for sample in text.split("sample\n")[1:]:
+        rows = [line.split("|") for line in sample.splitlines()]
+        server = {row[1] for row in rows if row[0] == "server"}
+        head: list[str] = next((row for row in rows if "remote_pid" in row), [])
+        # of one that still logs in PgBouncer does not know the process: 0
+        pool = [row[head.index("remote_pid")] for row in rows if head and len(row) == len(head) and row[1] == "shop"]
+        found.append((server, pool))
+    return found
+
+
 def pid(host) -> str:
     return host.run(f"systemctl show -p MainPID --value {UNIT}").stdout.strip()
 
@@ -98,7 +115,12 @@ def test_set_noop_update(host, converge):
     assert re.search(r"^max_client_conn\|1210\|", console(host, "SHOW CONFIG"), re.M)
     assert pid(host) == before, "what can be read anew has cost a restart"
     assert host.run("systemctl is-active held").stdout == "active\n"
+    # a client that goes in the middle of a query: PgBouncer gives its connection up, and the server would carry the query out for an
+    # hour, beyond the 25 connections of the pool, if it were not told to look for its client
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3600)' AND pid <> pg_backend_pid()"
+    assert admin(host, sleeping) == "1"
     host.run("systemctl stop held")
+    wait_for("the query of the client that has gone", lambda: admin(host, sleeping) == "0", 30, pause=0.5)
 
     assert converge(metrics_port=9127, port=6433).changed == ["Pool"]
     assert pid(host) != before
@@ -111,10 +133,19 @@ def test_a_thousand_clients_on_25_connections_with_prepared_statements(host, con
     assert converge(metrics_port=9127).ok
     made = pgbench(host, "-i -q -s 5", role="shop_owner", password=OWNER)
     assert "done in" in made, made
-    # asked from beside: what the server itself counts
-    watch = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shop'"
-    host.write("/root/watch", f'cd /; while sleep 0.5; do runuser -u postgres -- psql -XAtq -d shop -c "{watch}"; done >/run/counted\n')
+    # asked from beside: what the server counts, and which of these PgBouncer still calls its own
+    watch = "SELECT 'server|' || pid FROM pg_stat_activity WHERE usename = 'shop' AND backend_type = 'client backend'"
+    program = f"""cd /
+        while sleep 0.5; do
+            echo sample
+            runuser -u postgres -- psql -XAtq -d shop -c "{watch}"
+            runuser -u pgbouncer -- psql -XAq -h /run/pgbouncer -p 6432 -U pgbouncer -c 'SHOW SERVERS' pgbouncer
+        done >/run/counted
+        """
+    host.write("/root/watch", program)
     host.run("systemd-run -q --unit=watch sh /root/watch")
+    # why a connection is closed
+    assert "ERROR" not in console(host, "SET log_disconnections = 1")
     figures = {}
     for mode in ("prepared", "simple"):
         said = pgbench(host, f"-S -n -M {mode} -c 1000 -j 2 -T 30")
@@ -127,11 +158,17 @@ def test_a_thousand_clients_on_25_connections_with_prepared_statements(host, con
         assert figures[mode]["failed"] == 0
     assert "pgbouncer_pools_client_active_connections" in host.run("curl -fsS http://127.0.0.1:9127/metrics").stdout
     host.run("systemctl stop watch")
-    counted = [int(line) for line in host.read("/run/counted").split()]
-    print(figures, "connections to the server, at most:", max(counted))  # noqa: T201 - for the docs page
-    # one that PgBouncer has closed is seen until it has ended
-    assert statistics.mode(one for one in counted if one) == 25
-    assert max(counted) <= 26
+    samples = counted(host.read("/run/counted"))
+    closed = host.run("journalctl --no-pager -o cat -u pgbouncer | grep -oE 'S-0x.* closing because: [^(]*' | sed 's/.*because: //' | sort | uniq -c").stdout
+    most = [max(len(sample[side]) for sample in samples) for side in (0, 1)]
+    print(figures, "connections, at most: as the server counts", most[0], "as PgBouncer does", most[1], "closed:", closed)  # noqa: T201 - for the docs page
+    assert statistics.mode(len(server) for server, _ in samples if server) == 25
+    assert most[1] == 25
+    # what the server has besides is what PgBouncer has closed and what has not ended yet: no client gets it any more
+    for at, (server, _) in enumerate(samples):
+        later = {pid for _, pids in samples[at:] for pid in pids}
+        assert len(server - later) >= len(server) - 25
+    assert converge(metrics_port=9127).changed == ["Pool"], "the console's setting is put right"
     # the control: without the pool the server takes 60 less those of its administrator
     assert re.search("too many clients|remaining connection slots", pgbench(host, "-S -n -c 100 -T 5", port=5432))
 
@@ -232,6 +269,29 @@ def test_unset(host, provision):
     assert provision(host, gone).changed == ["Pool"]
     assert host.run(f"systemctl is-active {UNIT} prometheus-pgbouncer-exporter", check=False).stdout.split() == ["inactive", "inactive"]
     assert provision(host, gone).changed == []
+
+
+def test_killed_anywhere_the_next_run_ends_it(lab, provision, tmp_path):
+    """On a fresh host: the server is made, and what brings PgBouncer is killed ever later."""
+    fresh = lab.host("t-pgbouncer-kill", "trixie")
+    text = "from deploys import current\nfrom operations import preflight\npreflight.host(current().requirements, name='Check')\n" + deploy(metrics_port=9127)
+    for seconds in (0.3, 1.5, 3, 5, 8, 12):
+        kill_run(command_line(tmp_path, fresh, text), {"LAB_PASSWORD": FIRST}, Point(3, seconds))
+    run = provision(fresh, text, env={"LAB_PASSWORD": FIRST})
+    assert run.ok, run
+    assert psql(fresh, "SELECT current_user") == "shop"
+    assert "pgbouncer_up 1" in fresh.run("curl -fsS http://127.0.0.1:9127/metrics").stdout
+    assert leftovers(fresh) == []
+    assert provision(fresh, text, env={"LAB_PASSWORD": FIRST}).changed == []
+    before = pid(fresh)
+    # a rotation, killed
+    for seconds in (0.3, 1.5, 3):
+        kill_run(command_line(tmp_path, fresh, text), {"LAB_PASSWORD": SECOND}, Point(3, seconds))
+    assert provision(fresh, text, env={"LAB_PASSWORD": SECOND}).ok
+    assert psql(fresh, "SELECT 1", password=SECOND) == "1"
+    assert pid(fresh) == before
+    assert provision(fresh, text, env={"LAB_PASSWORD": SECOND}).changed == []
+    lab.destroy(fresh)
 
 
 def test_debian_12_has_none_that_keeps_prepared_statements(lab, converge):
