@@ -14,6 +14,7 @@ from tests.lab.cricksy_fleet import SECRETS, Fleet, ask, assert_converged, colou
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
 from tests.lab.state import wait_for
+from tests.lab.test_cricksy_keys import API, FLOWER, GIVE, OWN, WORKERS, now
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 
@@ -177,3 +178,16 @@ def test_database_restarts(fleet: Fleet, at_work: AtWork) -> None:
     with at_work("restart of PostgreSQL", 1):
         fleet.front.run("systemctl restart postgresql@15-main", timeout=120)
     assert_converged(fleet)
+
+
+def test_keys_of_the_bucket_are_replaced(fleet: Fleet, at_work: AtWork) -> None:
+    """Each host's own; that the old ones are refused afterwards, and by whom, is shown in test_cricksy_keys."""
+    own = {**OWN, "s3_region": "us-east-1"}  # where the bucket is already: it cannot be moved
+    assert fleet.run(**own).ok
+    moment = now()
+    with at_work("rotation of the hosts' keys of the bucket", 1.5) as load:
+        run = fleet.run(s3_key_before=moment, **own)
+    assert run.ok, run
+    assert set(run.changed) == {GIVE, WORKERS, API, FLOWER}, run
+    assert (load.twice, load.asked_again) == (0, {}), load
+    assert_converged(fleet, s3_key_before=moment, **own)
