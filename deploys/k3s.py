@@ -15,6 +15,7 @@ from deploys import current
 from operations import backup
 from operations import k3s as node
 from operations.k3s import Release
+from operations.preflight import end_if_refused
 from settings import Host, K3s
 from settings.secret import Secret
 
@@ -49,6 +50,7 @@ def k3s() -> None:
         node.server(**common, **_server(settings), join=settings.url, name="Run servers, one at a time", _serial=True)
     if settings.role == "agent":
         node.agent(**common, join=settings.url, control=first_server(settings), config=_config(settings), name="Run agents, one at a time", _serial=True)
+    end_if_refused()
     if settings.role == "server" and current().backup.enabled:
         _backup(settings)
 

@@ -17,7 +17,7 @@ from tests.lab.provision import Run
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3000)]
 
 NAMES = ("t-k3s-a", "t-k3s-b", "t-k3s-c")
-TOKEN = "canary-token-of-the-servers-0123456"
+TOKEN, NEXT_TOKEN = "canary-token-of-the-servers-0123456", "canary-next-token-of-them-987654"
 DEPLOY = "from deploys.k3s import k3s, preflight\npreflight()\nk3s()\n"
 ETCDCTL = "ETCDCTL_API=3 LD_LIBRARY_PATH=/usr/local/lib/lab-kubernetes/lib /usr/local/lib/lab-kubernetes/bin/etcdctl --endpoints http://127.0.0.1:2379"
 
@@ -131,3 +131,13 @@ echo $line >>/root/answers
 sleep 0.5
 done
 """
+
+
+def test_the_plan_of_a_server_that_is_refused_ends_there(servers):
+    servers.token = NEXT_TOKEN
+    plan = servers.run(DEPLOY + "from pyinfra.operations import server\nserver.shell('true', name='Later')\n", dry=True)
+    servers.token = TOKEN
+    assert not plan.ok
+    assert plan.stderr.count("token: must be the one that the cluster has, got another") == 3
+    assert plan.changed == []
+    assert "Later" not in [row["name"] for row in plan.results["plan"]]
