@@ -55,6 +55,7 @@ def liap() -> None:
     _external(settings)
     _archive_directory(settings)
     _stack(settings)
+    _database_password(settings)
     # Next: until it is there, games that are over wait in the backend's memory.
     _archive(settings, current().backup)
     _site(settings)
@@ -72,6 +73,7 @@ def start() -> None:
     settings = current().liap
     if settings is not None:
         _stack(settings)
+        _database_password(settings)
 
 
 @deploy("liap stop")
@@ -297,6 +299,18 @@ def _stack(settings: Liap) -> None:
         start_seconds=settings.start_timeout_seconds,
         name="Run the stack",
     )
+
+
+def _database_password(settings: Liap) -> None:
+    """
+    Have the database take the password that the backend has: its image takes one when it is empty, and never again.
+
+    After the stack: the backend that is replaced lets its games end with the old one, and those that the new one cannot archive
+    for a moment wait in its memory.
+    """
+    backend = archive_backend(settings)
+    if isinstance(backend, Postgres):
+        archives.role(backend, role=settings.postgres_user, password=settings.postgres_password, name="Have the database take the password")
 
 
 def _other_stacks(settings: Liap) -> None:

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class SchemaState(Record):
     """
     + answers: the server does; + exists: the database does
     + version: the last migration that was made; + tables: those of the schema; + owner: of it, empty when there is none
-    + roles: those that were asked for and exist; + has: (role, table, right)
+    + roles: those that were asked for and exist; + has: (role, table, right); + verifiers: what is stored of their passwords (salted)
     """
 
     answers: bool = False
@@ -29,6 +29,7 @@ class SchemaState(Record):
     owner: str = ""
     roles: frozenset[str] = frozenset()
     has: frozenset[tuple[str, str, str]] = frozenset()
+    verifiers: Mapping[str, str] = field(default_factory=dict)
 
 
 class ArchiveSchema(FactBase[SchemaState]):
@@ -55,4 +56,5 @@ class ArchiveSchema(FactBase[SchemaState]):
         return SchemaState(
             answers=found["answers"], exists=found["exists"], version=found["version"], tables=tuple(found["tables"]),
             owner=found["owner"], roles=frozenset(found["roles"]), has=frozenset((role, table, right) for role, table, right in found["has"]),
+            verifiers=found["verifiers"],
         )  # fmt: skip

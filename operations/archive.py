@@ -7,6 +7,7 @@ tags what is in a verified copy, and the bucket's rule removes what is tagged.
 """
 
 import json
+import os
 import re
 from collections.abc import Generator
 from pathlib import Path
@@ -21,6 +22,7 @@ from facts.pgcluster import literals
 from operations import backup as backups_of
 from operations import fileset, schedule, script
 from operations.fileset import Absent, Directory, Entry, File
+from operations.pgcluster import is_password, verifier
 from operations.schedule import Sandbox
 from settings import Backup
 from settings.archive import TAG, Backend, Filesystem, Postgres, Retention
@@ -167,6 +169,45 @@ def schema(backend: Postgres) -> Generator[StringCommand, None, None]:
         return
     lines = [one if "\\g" in one else f"{one};" for one in due]
     values = {"server": _server(backend), "roles": [], "sql": "\n".join(lines) + "\n"}
+    yield script.python("archive/psql.py", "archive/schema.py", values=values)
+
+
+@operation()
+def role(backend: Postgres, role: str, password: Secret) -> Generator[StringCommand, None, None]:
+    """
+    Have a role of the archive's server come in with a password, of which the server gets a SCRAM verifier: the image of a
+    container takes the password of its environment when its volume is empty, and never again.
+
+    + backend: where the server is
+    + role: its name, of one that exists
+    + password: printable ASCII, 8 characters or more
+
+    Raises ``OperationValueError`` for arguments that break a rule, and ``OperationError`` when the server does not answer, or has
+    no such role.
+
+    **Example:**
+
+    .. code:: python
+
+        archive.role(Postgres("liap_archive", container="liap-postgres-1", admin="archive"), role="archive", password=…, name="…")
+    """
+    faults = backend.faults() if isinstance(backend, Postgres) else [f"backend must be a Postgres, got {type(backend).__name__}"]
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,62}", role):
+        faults.append(f"role must be lower case letters, digits, '-' and '_', got {role!r}")
+    if not password.resolved or not re.fullmatch(r"[ -~]{8,}", password.unmask()):
+        faults.append("password must have 8 printable ASCII characters or more")
+    if faults:
+        raise OperationValueError("archive.role: " + "; ".join(faults))
+    found = host.get_fact(ArchiveSchema, server=_server(backend), roles=[role])
+    # A plan is made before anything runs: an earlier operation may well bring the server.
+    if run_state.is_executing and role not in found.roles:
+        why = f"has no role {role}" if found.answers else f"does not answer {backend.admin}"
+        raise OperationError(f"archive.role: the server at {backend.container or backend.host} {why}")
+    if is_password(found.verifiers.get(role, ""), password):
+        host.noop(f"{role} has the password already")
+        return
+    text = f"ALTER ROLE \"{role}\" PASSWORD '{verifier(password.unmask(), os.urandom(16))}';\n"
+    values = {"server": _server(backend), "roles": [], "sql": Secret(text)}
     yield script.python("archive/psql.py", "archive/schema.py", values=values)
 
 

@@ -9,11 +9,13 @@ TABLES = ("completed_games", "game_events")
 
 
 def look(server, roles):
-    found = {"answers": False, "exists": False, "version": 0, "tables": [], "owner": "", "roles": [], "has": []}
+    found = {"answers": False, "exists": False, "version": 0, "tables": [], "owner": "", "roles": [], "has": [], "verifiers": {}}
     listed = "', '".join(roles)
     try:
         found["answers"] = bool(psql(server, "SELECT 1", "postgres"))
         found["roles"] = [row[0] for row in psql(server, f"SELECT rolname FROM pg_roles WHERE rolname IN ('{listed}')", "postgres")]
+        rows = psql(server, f"SELECT rolname, rolpassword FROM pg_authid WHERE rolname IN ('{listed}') AND rolpassword IS NOT NULL", "postgres")
+        found["verifiers"] = dict(rows)
         found["exists"] = bool(psql(server, "SELECT 1 FROM pg_database WHERE datname = '{database}'".format(**server), "postgres"))
         if not found["exists"]:
             return found

@@ -5,13 +5,16 @@ import json
 import os
 import stat
 import sys
+import types
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from pyinfra.api import OperationError, OperationValueError
 
 from facts.archive import ArchiveSchema, SchemaState
 from facts.s3 import PROPERTIES
 from operations import archive as operation
+from operations.pgcluster import verifier
 from settings import load_host
 from settings.archive import S3, TAG, Filesystem, Postgres, Retention
 from settings.s3 import Access, Bucket, Lifecycle, Server
@@ -206,9 +209,9 @@ def test_writers_may_remove_nothing():
 
 
 def test_fact_reads_what_the_program_prints():
-    line = json.dumps({"answers": True, "exists": True, "version": 2, "tables": ["completed_games"], "owner": "o", "roles": ["o"], "has": [["a", "b", "c"]]})
+    line = json.dumps({"answers": True, "exists": True, "version": 2, "tables": ["completed_games"], "owner": "o", "roles": ["o"], "has": [["a", "b", "c"]], "verifiers": {"o": "SCRAM"}})
     assert ArchiveSchema.__new__(ArchiveSchema).process([line]) == SchemaState(
-        True, True, 2, ("completed_games",), "o", frozenset({"o"}), frozenset({("a", "b", "c")})
+        True, True, 2, ("completed_games",), "o", frozenset({"o"}), frozenset({("a", "b", "c")}), {"o": "SCRAM"}
     )
 
 
@@ -254,6 +257,29 @@ def test_job_may_write_to_what_it_removes_from_and_no_more():
     assert ("/var/lib/liap/archive" in files.writable, "/srv/copies" in files.writable, files.network) == (True, True, False)
     assert operation.job_sandbox(BUCKET, backups).network
     assert "/var/lib/liap/archive" not in operation.job_sandbox(WRITER, backups).writable
+
+
+def test_bad_arguments_of_a_role_are_all_named():
+    with pytest.raises(OperationValueError) as error:
+        list(operation.role._inner(backend=Filesystem("/var/lib/liap/archive"), role="Robert'); --", password=Secret("short")))
+    assert all(word in str(error.value) for word in ("backend must be a Postgres", "role must be", "password must have 8"))
+    assert "short" not in str(error.value)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_role_is_told_its_password_once(monkeypatch, has):
+    """By a verifier: the password itself is in no command, and one that the server has already is left alone."""
+    server, password = Postgres("liap_archive", container="liap-postgres-1", admin="archive"), Secret("canary-password-of-the-role")
+    stored = {"archive": verifier(password.unmask() if has else "the-one-before", b"salt-of-16-bytes")}
+    found = SchemaState(answers=True, roles=frozenset({"archive"}), verifiers=stored)
+    monkeypatch.setattr(operation, "host", types.SimpleNamespace(get_fact=lambda *words, **more: found, noop=lambda why: None))
+    monkeypatch.setattr(operation, "run_state", types.SimpleNamespace(is_executing=True))
+    commands = list(operation.role._inner(backend=server, role="archive", password=password))
+    assert len(commands) == (0 if has else 1)
+    assert not [one for one in commands if "canary" in str(vars(one))]
+    found = SchemaState()
+    with pytest.raises(OperationError, match="liap-postgres-1 does not answer archive"):
+        list(operation.role._inner(backend=server, role="archive", password=password))
 
 
 def test_a_restored_directory_can_be_entered(monkeypatch):
