@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 
 from settings.errors import Fault, broken, nearest
 from settings.exposure import Port
-from settings.fields import EnvName, Line, Many, Network, matching
+from settings.fields import Certificates, EnvName, Line, Many, Network, matching, narrow
 from settings.mcbench import EXPERIMENTAL, ApiKey, Image, Password, Path
 from settings.secret import Secret
 from settings.section import Section, rule
@@ -78,14 +78,6 @@ def _pull_token(value: Secret) -> Secret:
     return value
 
 
-def _certificate(value: str) -> str:
-    if "PRIVATE KEY" in value:
-        raise broken("must be a certificate, this holds a private key", show=False)
-    if value and not re.match(r"\s*-----BEGIN CERTIFICATE-----\n", value):
-        raise broken("must be the text of a certificate in PEM form", show=False)
-    return value
-
-
 def _key(value: Secret) -> Secret:
     if value.resolved and "PRIVATE KEY-----" not in value.unmask():
         raise broken("must be the text of a private key in PEM form", show=False)
@@ -96,12 +88,6 @@ def _component(value: str) -> str:
     if value not in COMPONENTS:
         near = nearest(value, COMPONENTS)
         raise broken(f"must be one of {', '.join(COMPONENTS)}", f"did you mean {near}?" if near else "")
-    return value
-
-
-def _narrow(value: str) -> str:
-    if value.endswith("/0"):
-        raise broken("must not be everybody", "write the addresses of the clients")
     return value
 
 
@@ -276,14 +262,14 @@ class Codeclashers(Section):
     colyseus_sticky: bool = Field(
         True, description="one client address stays with one pod: rooms live in one process, and a seat is reserved by a request before the websocket"
     )
-    mongodb_public_sources: Many[Annotated[Network, AfterValidator(_narrow)]] = Field(
+    mongodb_public_sources: Many[Annotated[Network, narrow(hint="write the addresses of the clients")]] = Field(
         (), description=f"networks that may reach MongoDB from outside, on port {MONGODB_NODE_PORT} with TLS; empty: nobody"
     )
-    mongodb_tls_certificate: Annotated[str, AfterValidator(_certificate)] = Field(
+    mongodb_tls_certificate: Certificates = Field(
         "", description="PEM of MongoDB's certificate for the names `mongodb` and its public one, with the CA's behind it; required with public sources"
     )
     mongodb_tls_key: Annotated[Secret, AfterValidator(_key)] = Field(default_factory=Secret.unset, description="its private key")
-    mongodb_tls_ca: Annotated[str, AfterValidator(_certificate)] = Field("", description="PEM of the CA that clients check it by")
+    mongodb_tls_ca: Certificates = Field("", description="PEM of the CA that clients check it by")
 
     # how pods end and are looked at
     colyseus_grace_seconds: Seconds = Field(

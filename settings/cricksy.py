@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import quote, urlencode
 
 from pydantic import AfterValidator, Field
 
 from settings.errors import Fault, broken
 from settings.exposure import Port
-from settings.fields import Domain, EnvName, Line, Many, Model, Network, PortNumber, Size, matching
+from settings.fields import (
+    Domain,
+    EnvName,
+    Line,
+    Many,
+    Model,
+    Network,
+    OwnAddress,
+    PortNumber,
+    Size,
+    matching,
+    narrow,
+)
 from settings.gateway import Repository, Version
 from settings.mcbench import HostName, Image, Password
 from settings.requirements import PortClaim, Requirements
 from settings.s3 import moment
 from settings.secret import Secret
-from settings.section import Section, rule
+from settings.section import Section, differences, rule
 
 ROLES = ("infra", "api", "worker")
 GROUPS = tuple(f"cricksy_{role}" for role in ROLES)
@@ -47,23 +59,9 @@ def _select(value: str) -> str:
     return value
 
 
-def _narrow(value: str) -> str:
-    if value.endswith("/0"):
-        raise broken("must not be everybody")
-    return value
-
-
 def _moment(value: str) -> str:
     if value and moment(value) is None:
         raise broken("must be like '2026-11-22T10:00:00Z'")
-    return value
-
-
-def _address(value: str) -> str:
-    if value and not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f:]*:[0-9a-f:]*", value):
-        raise broken("must be an IP address of the host")
-    if value in ("0.0.0.0", "::"):
-        raise broken("must be one address, not all of them", "write the address in the private network")
     return value
 
 
@@ -195,8 +193,8 @@ class Cricksy(Section):
     cache_maxmemory_mb: Annotated[int, Field(ge=8)] = Field(64, description="what Socket.IO may take (MiB); then the oldest is forgotten")
 
     # --- between hosts
-    infra_address: Annotated[str, AfterValidator(_address)] = Field("", description="private address of the cricksy_infra host; empty: loopback alone")
-    infra_networks: Many[Annotated[Network, AfterValidator(_narrow)]] = Field((), description="networks of the API and worker hosts")
+    infra_address: OwnAddress = Field("", description="private address of the cricksy_infra host; empty: loopback alone")
+    infra_networks: Many[Annotated[Network, narrow()]] = Field((), description="networks of the API and worker hosts")
     infra_ca: Secret = Field(default_factory=Secret.unset, description="PEM of the authority whose certificate the databases have; for all hosts, with infra_address")
     infra_certificate: Secret = Field(default_factory=Secret.unset, description="PEM of that certificate, for infra_address or the name that hosts use")
     infra_key: Secret = Field(default_factory=Secret.unset, description="PEM of its key")
@@ -254,7 +252,7 @@ class Cricksy(Section):
     flower_domain: Domain | None = Field(None, description="name under which Flower answers, on the first host of cricksy_api; without it there is none")
     flower_user: Annotated[str, matching(r"[A-Za-z0-9_.-]+", "must be a name without spaces and colons")] = Field("cricksy", description="its account")
     flower_password: Password = Field(default_factory=Secret.unset, description="its password; required with flower_domain")
-    flower_networks: Many[Annotated[Network, AfterValidator(_narrow)]] = Field((), description="networks that may reach it; empty: only the host itself")
+    flower_networks: Many[Annotated[Network, narrow()]] = Field((), description="networks that may reach it; empty: only the host itself")
 
     # --- rules
 
@@ -556,12 +554,4 @@ def fleet_faults(fleet: Mapping[str, Cricksy]) -> Iterator[Fault]:
             if runs and fleet[name]._is_local(getattr(fleet[name], f"{service}_host"))
         )
     for key in ("postgres_password", "redis_password", "s3_access_key", "s3_secret_key", "s3_bucket", "version"):
-        values = {name: _reference(getattr(settings, key)) for name, settings in fleet.items() if getattr(settings, key)}
-        first = next(iter(values), "")
-        for name, value in values.items():
-            if value != values[first]:
-                yield Fault(f"cricksy_{key}", f"must be the same as on host {first}", host=name)
-
-
-def _reference(value: Any) -> Any:
-    return value.reference if isinstance(value, Secret) else value
+        yield from differences(key, fleet)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 from settings.errors import Fault, broken
-from settings.fields import Line, Many, Model, Network, matching
+from settings.fields import Certificates, Line, Many, Model, Network, matching
 from settings.secret import Secret
 from settings.section import Section, rule
 
@@ -93,14 +93,6 @@ def _fingerprint(value: str) -> str:
     return packed
 
 
-def _ca(value: str) -> str:
-    if "PRIVATE KEY" in value:
-        raise broken("must be certificates, this holds a private key", show=False)
-    if value and not re.match(r"\s*-----BEGIN CERTIFICATE-----\n", value):
-        raise broken("must be the text of a certificate in PEM form", show=False)
-    return value
-
-
 def _address(value: str) -> str:
     if value:
         try:
@@ -122,7 +114,7 @@ class Registry(Model):
 
     username: Annotated[Line, Field(min_length=1)]
     password: Secret
-    ca: Annotated[str, AfterValidator(_ca)] = ""
+    ca: Certificates = ""
 
 
 class AddressPool(Model):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from settings.errors import broken
+from settings.secret import Secret
 
 
 class Model(BaseModel):
@@ -98,6 +99,53 @@ def _no_range_past_sunday(value: str) -> str:
     return value
 
 
+def narrow(rule: str = "must not be everybody", hint: str = "") -> AfterValidator:
+    """Return a validator for a network that must not be the whole internet."""
+
+    def check(value: str) -> str:
+        if ipaddress.ip_network(value).prefixlen == 0:
+            raise broken(rule, hint)
+        return value
+
+    return AfterValidator(check)
+
+
+def _own_address(value: str) -> str:
+    if value:
+        try:
+            found = ipaddress.ip_address(value)
+        except ValueError:
+            raise broken("must be an IP address of the host") from None
+        if found.is_unspecified:
+            raise broken("must be one address, not all of them", "write the address in the private network")
+    return value
+
+
+def reached_by_others(rule: str = "must be one by which other hosts reach it", hint: str = "") -> AfterValidator:
+    """Return a validator for an address, or none, that must not be loopback."""
+
+    def check(value: str) -> str:
+        if value and ipaddress.ip_address(value).is_loopback:
+            raise broken(rule, hint)
+        return value
+
+    return AfterValidator(check)
+
+
+def _certificates(value: str) -> str:
+    if "PRIVATE KEY" in value:
+        raise broken("must be certificates, this holds a private key", show=False)
+    if value and not re.match(r"\s*-----BEGIN CERTIFICATE-----\n", value):
+        raise broken("must be the text of a certificate in PEM form", show=False)
+    return value
+
+
+def _redis_url(value: Secret) -> Secret:
+    if value.resolved and not re.fullmatch(r"rediss?://[^\s]+", value.unmask()):
+        raise broken("must be a redis:// or rediss:// URL", show=False)
+    return value
+
+
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], AfterValidator(_distinct), BeforeValidator(_sequence)]
 """A list in the inventory, a tuple in the model; no member twice."""
@@ -110,6 +158,13 @@ PortNumber = Annotated[int, Field(ge=1, le=65535)]
 Domain = Annotated[str, AfterValidator(_host_domain)]
 WildcardDomain = Annotated[str, AfterValidator(_domain)]
 Network = Annotated[str, AfterValidator(_network)]
+OwnAddress = Annotated[str, AfterValidator(_own_address)]
+"""One IP address that the host has, or empty."""
+
+Certificates = Annotated[str, AfterValidator(_certificates)]
+"""Text of certificates in PEM form, or empty; it is no secret."""
+
+RedisUrl = Annotated[Secret, AfterValidator(_redis_url)]
 Email = Annotated[str, matching(r"[^@\s]+@[^@\s.]+(?:\.[^@\s.]+)+", "must be an e-mail address")]
 Calendar = Annotated[
     str,

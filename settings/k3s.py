@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from settings.errors import Fault, broken
 from settings.exposure import Port
-from settings.fields import Line, Many, Model, Network, matching
+from settings.fields import Line, Many, Model, Network, matching, narrow
 from settings.requirements import PortClaim, Requirements
 from settings.secret import Secret
 from settings.section import Section, rule
@@ -43,14 +43,8 @@ def _address(value: str) -> str:
     return value
 
 
-def _narrow(value: str) -> str:
-    if value.endswith("/0"):
-        raise broken("must not be everybody: whoever reaches it has the cluster's API, or its nodes")
-    return value
-
-
 Token = Annotated[Secret, AfterValidator(_token)]
-Narrow = Annotated[Network, AfterValidator(_narrow)]
+Narrow = Annotated[Network, narrow("must not be everybody: whoever reaches it has the cluster's API, or its nodes")]
 
 
 class RegistryAccess(Model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -19,9 +18,13 @@ from settings.fields import (
     Line,
     Many,
     Network,
+    OwnAddress,
     PortNumber,
+    RedisUrl,
     WildcardDomain,
     matching,
+    narrow,
+    reached_by_others,
 )
 from settings.mcbench import (
     PASSWORD_LENGTH,
@@ -104,30 +107,6 @@ def _lasting(value: str) -> str:
     return value.rstrip("/")
 
 
-def _redis_url(value: Secret) -> Secret:
-    if value.resolved and not re.fullmatch(r"rediss?://[^\s]+", value.unmask()):
-        raise broken("must be a redis:// or rediss:// URL", show=False)
-    return value
-
-
-def _own_address(value: str) -> str:
-    if value:
-        try:
-            found = ip_address(value)
-        except ValueError:
-            raise broken("must be an IP address of the host") from None
-        if found.is_unspecified or found.is_loopback:
-            raise broken("must be one by which other hosts reach it", "write the address in the private network")
-    return value
-
-
-def _not_everybody(value: str) -> str:
-    if value.endswith("/0"):
-        raise broken("must not be everybody")
-    return value
-
-
-OwnAddress = Annotated[str, AfterValidator(_own_address)]
 OwnPassword = Annotated[Password, AfterValidator(_not_printed)]
 Whole = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -179,7 +158,7 @@ class Liap(Section):
     redis_password: OwnPassword = Field(
         default_factory=Secret.unset, description=f"of this stack's Redis, {PASSWORD_LENGTH} characters or more", examples=["env:LIAP_REDIS_PASSWORD"]
     )
-    redis_url: Annotated[Secret, AfterValidator(_redis_url)] = Field(
+    redis_url: RedisUrl = Field(
         default_factory=Secret.unset, description="REDIS_URL of somebody else's Redis or of Sentinel; by default a Redis of this stack's own"
     )
     redis_maxmemory_mb: Annotated[int, Field(ge=8, le=65536)] = Field(256, description="maxmemory; the oldest counters go then (allkeys-lru)")
@@ -239,7 +218,7 @@ class Liap(Section):
         default_factory=Secret.unset, description="its password; required on the host of liap_postgres", examples=["env:LIAP_POSTGRES_OWNER_PASSWORD"]
     )
     sentinel_enabled: bool = Field(False, description="Redis is that of the hosts in group liap_redis, watched by a sentinel on each")
-    sentinel_peers: Many[OwnAddress] = Field(
+    sentinel_peers: Many[Annotated[OwnAddress, reached_by_others()]] = Field(
         (), description="liap_services_address of all hosts in liap_redis, three or more; the first is the primary until there was a failover"
     )
     sentinel_port: PortNumber = Field(26379, description="where sentinels are asked")
@@ -261,8 +240,8 @@ class Liap(Section):
         default_factory=Secret.unset, description="with which backends ask sentinels, and they each other; required with liap_sentinel_enabled",
         examples=["env:LIAP_REDIS_ASK_PASSWORD"],
     )  # fmt: skip
-    services_address: OwnAddress = Field("", description="private address of a host of liap_postgres or liap_redis, by which the others reach it")
-    services_networks: Many[Annotated[Network, AfterValidator(_not_everybody)]] = Field((), description="networks of the hosts of liap: who may come there")
+    services_address: Annotated[OwnAddress, reached_by_others()] = Field("", description="private address of a host of liap_postgres or liap_redis, by which the others reach it")
+    services_networks: Many[Annotated[Network, narrow()]] = Field((), description="networks of the hosts of liap: who may come there")
     services_ca: Secret = Field(default_factory=Secret.unset, description="PEM of the authority that signed the certificates there: one of your own, Redis checks no names")
     services_certificate: Secret = Field(
         default_factory=Secret.unset, description="PEM of such a host's certificate, for liap_services_address, 127.0.0.1 and what liap_postgres_host says"

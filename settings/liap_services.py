@@ -9,8 +9,7 @@ from settings.errors import Fault
 from settings.exposure import Port
 from settings.liap import Liap
 from settings.requirements import RELEASES, PortClaim, Requirements
-from settings.secret import Secret
-from settings.section import rule
+from settings.section import differences, rule
 
 GROUPS = ("liap_postgres", "liap_redis")
 PREPARES = (("debian", "13"), ("ubuntu", "24.04"))
@@ -143,12 +142,4 @@ def fleet_faults(backends: Mapping[str, Liap], services: Mapping[str, LiapServic
             )  # fmt: skip
     together = {**{name: one for name, one in backends.items() if one.uses_pgbouncer or one.uses_sentinel}, **services}
     for key in SAME if services else ():
-        values = {name: _plain(getattr(one, key)) for name, one in together.items() if getattr(one, key)}
-        first = next(iter(values), "")
-        for name, value in values.items():
-            if value != values[first]:
-                yield Fault(f"liap_{key}", f"must be the same as on host {first}", host=name)
-
-
-def _plain(value: Any) -> Any:
-    return value.reference if isinstance(value, Secret) else value
+        yield from differences(key, together)

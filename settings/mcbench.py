@@ -6,17 +6,31 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import quote
 
 from pydantic import AfterValidator, Field
 
 from settings.errors import Fault, broken, nearest
 from settings.exposure import Port
-from settings.fields import Domain, EnvName, Line, Many, Model, Network, PortNumber, WildcardDomain, matching
+from settings.fields import (
+    Certificates,
+    Domain,
+    EnvName,
+    Line,
+    Many,
+    Model,
+    Network,
+    OwnAddress,
+    PortNumber,
+    RedisUrl,
+    WildcardDomain,
+    matching,
+    narrow,
+)
 from settings.requirements import PortClaim, Requirements
 from settings.secret import Secret
-from settings.section import Section, rule
+from settings.section import Section, differences, rule
 
 
 @dataclass(frozen=True)
@@ -167,30 +181,8 @@ def _dsn(value: str) -> str:
     return value
 
 
-def _broker(value: Secret) -> Secret:
-    if value.resolved and not re.fullmatch(r"rediss?://[^\s]+", value.unmask()):
-        raise broken("must be a redis:// or rediss:// URL", show=False)
-    return value
-
-
-def _certificates(value: str) -> str:
-    if "PRIVATE KEY" in value:
-        raise broken("must be certificates, this holds a private key", show=False)
-    if value and not re.match(r"\s*-----BEGIN CERTIFICATE-----\n", value):
-        raise broken("must be the text of a certificate in PEM form", show=False)
-    return value
-
-
-def _address(value: str) -> str:
-    if not value:
-        return value
-    try:
-        address = ipaddress.ip_address(value)
-    except ValueError:
-        raise broken("must be an IP address of the host") from None
-    if address.is_unspecified:
-        raise broken("must be one address, not all of them", "write the address in the private network")
-    if not is_private(value) or address.is_loopback:
+def _private_address(value: str) -> str:
+    if value and (not is_private(value) or ipaddress.ip_address(value).is_loopback):
         raise broken("must be an address in a private network: what goes there is not encrypted")
     return value
 
@@ -199,12 +191,6 @@ def _private_network(value: str) -> str:
     network = ipaddress.ip_network(value)
     if not any(network.version == each.version and network.subnet_of(each) for each in _PRIVATE):  # type: ignore[arg-type]
         raise broken("must be a private network: what goes there is not encrypted")
-    return value
-
-
-def _narrow_network(value: str) -> str:
-    if ipaddress.ip_network(value).prefixlen == 0:
-        raise broken("must not be the whole internet", "name the networks of the admins")
     return value
 
 
@@ -239,6 +225,7 @@ Bucket = Annotated[
 ]
 Path = Annotated[str, matching(r"/[A-Za-z0-9._~/-]*", "must be a URL path such as '/health'")]
 Seconds = Annotated[int, Field(ge=1, le=86400)]
+AdminNetwork = Annotated[Network, narrow("must not be the whole internet", "name the networks of the admins")]
 Count = Annotated[int, Field(ge=1, le=64)]
 FlowerUser = Annotated[str, matching(r"[A-Za-z0-9._@-]{1,64}", "must be a name without spaces and colons")]
 
@@ -299,10 +286,10 @@ class Mcbench(Section):
     postgres_external: bool = Field(False, description="PostgreSQL is somebody else's: `postgres_host` says where")
     redis_external: bool = Field(False, description="Redis is somebody else's: one primary, never a cluster")
     object_external: bool = Field(False, description="the object store is somebody else's, such as AWS S3")
-    external_ca: Annotated[str, AfterValidator(_certificates)] = Field(
+    external_ca: Certificates = Field(
         "", description="certificates (PEM) of the private CA that signed those of external services: containers trust it besides the public ones"
     )
-    internal_address: Annotated[str, AfterValidator(_address)] = Field(
+    internal_address: Annotated[OwnAddress, AfterValidator(_private_address)] = Field(
         "",
         description="private address of an infra host on which other hosts of the fleet reach its services; empty publishes none",
         examples=["10.0.0.5"],
@@ -310,7 +297,7 @@ class Mcbench(Section):
     internal_networks: Many[Annotated[Network, AfterValidator(_private_network)]] = Field(
         (), description="private networks that may reach those services"
     )
-    admin_networks: Many[Annotated[Network, AfterValidator(_narrow_network)]] = Field(
+    admin_networks: Many[AdminNetwork] = Field(
         (), description="networks that may reach admin-api and Flower; empty means only the host itself"
     )
 
@@ -343,7 +330,7 @@ class Mcbench(Section):
         examples=["env:MCBENCH_REDIS_PASSWORD"],
     )
     redis_tls: bool = Field(False, description="REDIS_USE_SSL: an external Redis by rediss://")
-    celery_broker_url: Annotated[Secret, AfterValidator(_broker)] = Field(
+    celery_broker_url: RedisUrl = Field(
         default_factory=Secret.unset,
         description="CELERY_BROKER_URL; by default made of the settings of Redis, database 0",
     )
@@ -459,7 +446,7 @@ class Mcbench(Section):
         description="how Flower starts, in the image of admin-worker unless `images` names another",
     )
     health_path: Path = Field("/health", description="path that answers 200 when api or admin-api is up")
-    health_networks: Many[Annotated[Network, AfterValidator(_narrow_network)]] = Field(
+    health_networks: Many[AdminNetwork] = Field(
         (),
         description="networks that may read the host's health page, `/mcbench-health` and `/mcbench-health.json` on the sites of "
         "api and admin-api; empty means only the host itself",
@@ -1112,9 +1099,9 @@ def fleet_faults(fleet: Mapping[str, Mcbench]) -> Iterator[Fault]:
         if settings.migrate_host and settings.migrate_host not in apis:
             yield Fault("mcbench_migrate_host", "must be a host of mcbench_api", settings.migrate_host, _any_of(apis), name)
     for key in ("batch", "migrate_host", "migrate_enabled"):
-        yield from _same(key, fleet)
+        yield from differences(key, fleet, between_unset=True, show=True)
     for key in ("secret_key", "postgres_password", "redis_password", "object_store_secret_key", "object_store_access_key"):
-        yield from _same(key, {name: s for name, s in fleet.items() if getattr(s, key)}, show=False)
+        yield from differences(key, fleet)
 
 
 def _placement_faults(service: str, fleet: Mapping[str, Mcbench]) -> Iterator[Fault]:
@@ -1134,19 +1121,6 @@ def _placement_faults(service: str, fleet: Mapping[str, Mcbench]) -> Iterator[Fa
             "mcbench_internal_address", f"is required: {users[0]} needs {service}", host=runs[0],
             hint="write the host's address in the private network",
         )  # fmt: skip
-
-
-def _same(key: str, fleet: Mapping[str, Mcbench], show: bool = True) -> Iterator[Fault]:
-    values = {name: _reference(getattr(settings, key)) for name, settings in fleet.items()}
-    first = next(iter(values), "")
-    for name, value in values.items():
-        if value != values[first]:
-            got = {"got": value} if show else {}
-            yield Fault(f"mcbench_{key}", f"must be the same as on host {first}", host=name, **got)
-
-
-def _reference(value: Any) -> Any:
-    return value.reference if isinstance(value, Secret) else value
 
 
 def _any_of(names: Iterable[str]) -> str:

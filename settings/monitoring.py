@@ -12,7 +12,18 @@ from pydantic import AfterValidator, Field
 
 from settings.errors import Fault, broken
 from settings.exposure import Port
-from settings.fields import Email, Line, Many, Model, Network, PortNumber, matching
+from settings.fields import (
+    Email,
+    Line,
+    Many,
+    Model,
+    Network,
+    OwnAddress,
+    PortNumber,
+    matching,
+    narrow,
+    reached_by_others,
+)
 from settings.liap import REDIS as LIAP_REDIS
 from settings.mcbench import Image, Password, is_private
 from settings.requirements import PortClaim
@@ -33,26 +44,6 @@ _KNOWN_PASSWORDS = ("admin", "password", "changeme", "grafana", "prometheus", "s
 
 Seconds = Annotated[int, Field(ge=1, le=86400)]
 Percent = Annotated[int, Field(ge=1, le=100)]
-
-
-def _address(value: str) -> str:
-    if not value:
-        return value
-    try:
-        address = ipaddress.ip_address(value)
-    except ValueError:
-        raise broken("must be an IP address of the host") from None
-    if address.is_unspecified:
-        raise broken("must be one address, not all of them", "write the address in the private network")
-    if address.is_loopback:
-        raise broken("must be an address that the monitoring host reaches", "leave it out to listen on loopback")
-    return value
-
-
-def _narrow(value: str) -> str:
-    if ipaddress.ip_network(value).prefixlen == 0:
-        raise broken("must not be everybody", "name the monitoring hosts, such as '10.0.0.5/32'")
-    return value
 
 
 def _url(value: Secret) -> Secret:
@@ -107,10 +98,10 @@ class Monitoring(Section):
 
     # --- watched hosts
     enabled: bool = Field(False, description="watch this host: exporters of what runs on it, which `monitoring_sources` may reach")
-    address: Annotated[str, AfterValidator(_address)] = Field(
+    address: Annotated[OwnAddress, reached_by_others("must be an address that the monitoring host reaches", "leave it out to listen on loopback")] = Field(
         "", description="address of the host, in a private network, on which its exporters listen; empty: loopback, for a monitoring host that watches itself alone"
     )
-    sources: Many[Annotated[Network, AfterValidator(_narrow)]] = Field(
+    sources: Many[Annotated[Network, narrow(hint="name the monitoring hosts, such as '10.0.0.5/32'")]] = Field(
         (), description="networks of the monitoring hosts: who may reach the exporters", examples=[["10.0.0.5/32"]]
     )
     postgres_password: Password = Field(

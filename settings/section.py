@@ -13,6 +13,7 @@ from settings.errors import Fault, from_pydantic, path
 from settings.exposure import Port
 from settings.fields import Model
 from settings.requirements import Requirements
+from settings.secret import Secret
 from settings.secret_sources import Sources
 
 
@@ -105,6 +106,27 @@ def load_section(
         found = run_rule(partial(check, model), incomplete=bool(faults))
         faults = faults + [replace(fault, key=section.prefix + fault.key, host=host) for fault in found]
     return model, faults
+
+
+def differences(
+    name: str, sections: Mapping[str, Section], *, between_unset: bool = False, show: bool = False
+) -> Iterator[Fault]:
+    """Yield the hosts on which a field is not what it is on the first one; of a secret its reference is compared.
+
+    + name: of the field; + sections: by host; + between_unset: a host where it is empty counts too
+    + show: whether the value is printed
+    """
+    found = {host: getattr(section, name) for host, section in sections.items()}
+    values = {
+        host: value.reference if isinstance(value, Secret) else value
+        for host, value in found.items()
+        if value or between_unset
+    }
+    first = next(iter(values), "")
+    for host, value in values.items():
+        if value != values[first]:
+            got = {"got": value} if show else {}
+            yield Fault(sections[host].prefix + name, f"must be the same as on host {first}", host=host, **got)
 
 
 _NO_DEFAULT = "default_factory_not_called"
