@@ -42,7 +42,11 @@ def k3s() -> None:
     if settings.oracle_rules:
         node.accept(accepted(current()), networks=(settings.cluster_cidr, settings.service_cidr), name="Accept what is declared before Oracle's rules reject it")
     if settings.former_token:
-        node.rotate_token(settings.former_token, settings.token, name="Rotate the cluster's token", _serial=True)
+        tokens = {"old": settings.former_token, "new": settings.token, "start_seconds": settings.start_seconds}
+        if settings.role == "server" and is_first(settings):
+            node.rotate_token(**tokens, name="Rotate the cluster's token", _serial=True)
+        else:
+            node.rotate_token(**tokens, told_by=first_server(settings), name="Take the cluster's new token", _serial=True)
     common = _common(settings)
     if settings.role == "server" and is_first(settings):
         node.server(**common, **_server(settings), peers=other_servers(), name="Run the first server", _serial=True)
@@ -83,6 +87,7 @@ def _common(settings: K3s) -> dict[str, Any]:
         "node_name": settings.node_name or current().hostname.lower(),
         "release": Release(settings.version, settings.sums, settings.release_url, settings.images, settings.images_sha256),
         "token": settings.token,
+        "former_token": settings.former_token,
         "node_ip": settings.node_ip,
         "labels": settings.labels,
         "taints": settings.taints,

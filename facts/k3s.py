@@ -27,11 +27,13 @@ class ClusterNode(Record):
 
     + taints: ``key=value:Effect``, without those that Kubernetes sets itself
     + annotations: ours alone
+    + votes: nothing says that it has no vote in etcd
     """
 
     version: str = ""
     architecture: str = ""
     ready: bool = False
+    votes: bool = True
     schedulable: bool = True
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class K3sState(Record):
     + installed: version that /usr/local/bin/k3s leads to, or says; "" when there is none
     + program_sha256: of the program of the wanted version; "" when it is not there
     + begun: there is a datastore; + datastore: ``etcd``, ``sqlite`` or ""
-    + joined: it has been a node
+    + node: what it is called as a node; + joined: it has been one
     + token_sha256: of the token in our file; + kept_token_sha256: of the one that the server keeps
     + nodes: by name; None when no API server answers here
     """
@@ -63,6 +65,7 @@ class K3sState(Record):
     active: bool = False
     begun: bool = False
     datastore: str = ""
+    node: str = ""
     joined: bool = False
     token_sha256: str = ""
     kept_token_sha256: str = ""

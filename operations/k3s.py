@@ -13,8 +13,9 @@ import ipaddress
 import json
 import re
 import shlex
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
@@ -141,6 +142,7 @@ class _Node:
     drain_seconds: int
     extra: Mapping[str, Any] = field(default_factory=dict)
     peers: tuple[str, ...] = ()
+    former_token: Secret | None = None
 
     @property
     def unit(self) -> str:
@@ -217,11 +219,12 @@ def _yaml(values: Mapping[str, Any]) -> str:
     return "# written by Hostwright\n" + yaml.safe_dump(dict(values), sort_keys=True, default_flow_style=False, allow_unicode=True)
 
 
-def refusals(node: Any, state: K3sState, nodes: Mapping[str, ClusterNode] | None) -> list[str]:
+def refusals(node: Any, state: K3sState, nodes: Mapping[str, ClusterNode] | None, is_plan: bool = False) -> list[str]:
     """
     Return why this node must not become what is wanted, one line each: before anything is fetched or changed.
 
     + nodes: of the cluster; None when nobody could be asked
+    + is_plan: of a run that has not begun: what it does before is not done yet, so it is not missed
     """
     wanted, found = node.release.version, []
     if state.architecture not in node.release.sums:
@@ -230,17 +233,20 @@ def refusals(node: Any, state: K3sState, nodes: Mapping[str, ClusterNode] | None
     if getattr(state, f"{other}_unit"):
         found.append(f"this host is a k3s {other}: it must be taken out first by operations.k3s.uninstall_and_delete_all_data to become {node.role}")
     if state.begun and node.role == "server":
-        kept = hashlib.sha256(node.token.unmask().encode()).hexdigest()
-        if state.kept_token_sha256 and state.kept_token_sha256 != kept:
+        if state.kept_token_sha256 and state.kept_token_sha256 != _sha256(node.token):
             found.append("token: must be the one that the cluster has, got another: a new one comes by k3s.rotate_token (k3s_former_token), never by itself")
         kind = "sqlite" if "cluster-init" not in node.config and not node.join else "etcd"
         if state.datastore == "etcd" and kind == "sqlite":
             found.append("datastore: must stay etcd: k3s has no way back from it, got sqlite")
-    found += _version_refusals(node, state, nodes or {})
+    found += _version_refusals(node, state, nodes or {}, is_plan)
     return found
 
 
-def _version_refusals(node: Any, state: K3sState, nodes: Mapping[str, ClusterNode]) -> list[str]:
+def _sha256(secret: Secret) -> str:
+    return hashlib.sha256(secret.unmask().encode()).hexdigest()
+
+
+def _version_refusals(node: Any, state: K3sState, nodes: Mapping[str, ClusterNode], is_plan: bool) -> list[str]:
     wanted, has = node.release.version, state.installed
     if not has or has == wanted or not number(has):
         behind: list[str] = []
@@ -252,16 +258,35 @@ def _version_refusals(node: Any, state: K3sState, nodes: Mapping[str, ClusterNod
         behind = []
     servers = {name: one for name, one in nodes.items() if one.server and name != node.node_name}
     agents = {name: one for name, one in nodes.items() if not one.server and name != node.node_name}
-    if node.role == "agent":
+    if node.role == "agent" and not is_plan:
         behind += [f"k3s: an agent must not be newer than a server, got {wanted} and {one.version} on {name}: upgrade the servers first"
                    for name, one in sorted(servers.items()) if number(one.version) and number(one.version)[:2] < number(wanted)[:2]]  # fmt: skip
-    else:
+    if node.role == "server":
         behind += [f"k3s: a server must not be more than three minor versions ahead of an agent, got {wanted} and {one.version} on {name}"
                    for name, one in sorted(agents.items()) if number(one.version) and number(one.version)[1] + 3 < number(wanted)[1]]  # fmt: skip
-    if has and has != wanted:
-        behind += [f"k3s: nodes are upgraded one at a time, and {name} is not Ready: see to it first"
-                   for name, one in sorted(nodes.items()) if not one.ready and name != node.node_name]  # fmt: skip
     return behind
+
+
+def _not_ready(node: Any, nodes: Mapping[str, ClusterNode]) -> list[str]:
+    return [f"k3s: nodes are upgraded one at a time, and {name} is not Ready: see to it first"
+            for name, one in sorted(nodes.items()) if not one.ready and name != node.node_name]  # fmt: skip
+
+
+def majority_lost(own: str, nodes: Mapping[str, ClusterNode]) -> list[str]:
+    """
+    Return why this server must not restart now, nothing when it may: etcd goes on with more than half of its members alone.
+
+    + own: name of its node; + nodes: of the cluster
+
+    Two servers have no majority without either: there the restart itself is the outage, and cannot be had otherwise.
+    """
+    servers = {name: one for name, one in nodes.items() if one.server}
+    needed, away = len(servers) // 2 + 1, sorted(name for name, one in servers.items() if name != own and not (one.ready and one.votes))
+    left = len(servers) - 1 - len(away)
+    if own not in servers or len(servers) < 3 or left >= needed:
+        return []
+    return [f"k3s: must not restart while etcd would lose its majority: {needed} of {len(servers)} servers must go on, and without this one {left} would, since "
+            f"{', '.join(away)} {'is' if len(away) == 1 else 'are'} not Ready or has no vote. Bring it up first, or when it is lost: k3s kubectl delete node {away[0]}"]  # fmt: skip
 
 
 # --- other hosts -----------------------------------------------------------------------------------------------------
@@ -358,6 +383,19 @@ def _second_cluster(node: _Node, state: K3sState) -> list[str]:
     return lines
 
 
+def _patiently(
+    judge: Callable[[Mapping[str, ClusterNode]], list[str]], nodes: Mapping[str, ClusterNode] | None, again: Callable[[], Mapping[str, ClusterNode] | None]
+) -> list[str]:
+    """Return what speaks against something for a whole minute: a node that this run has just restarted may be on its way to Ready once more."""
+    lines = judge(nodes or {})
+    for _ in range(12 if run_state.is_executing else 0):
+        if not lines:
+            break
+        time.sleep(5)
+        lines = judge(again() or {})
+    return lines
+
+
 # --- one node --------------------------------------------------------------------------------------------------------
 
 
@@ -366,8 +404,18 @@ def _converge(node: _Node) -> Generator[StringCommand | FunctionCommand, None, N
         raise OperationValueError(f"k3s.{node.role}: " + "; ".join(faults))
     release = node.release
     state: K3sState = host.get_fact(K3s, version=release.version, images=release.images, cluster=node.role == "server")
+    if not run_state.is_executing and node.former_token and _sha256(node.former_token) in (state.kept_token_sha256, state.token_sha256):
+        node = replace(node, token=node.former_token)  # until rotate_token, earlier in the run that is planned
     nodes = _cluster(node, state)
-    lines = refusals(node, state, nodes) or _second_cluster(node, state) or _held_back()
+    lines = refusals(node, state, nodes, is_plan=not run_state.is_executing) or _second_cluster(node, state)
+    if not lines and state.installed and state.installed != release.version:
+        lines = _patiently(lambda found: _not_ready(node, found), nodes, lambda: _cluster(node))
+    restart = [] if lines else list(fileset.files._inner(
+        entries=node.started_on(), unit=node.unit, action="restart", probe=node.probe(), probe_seconds=node.start_seconds, settle_seconds=5
+    ))  # fmt: skip
+    if restart and state.active and state.datastore == "etcd":
+        lines = _patiently(lambda found: majority_lost(node.node_name, found), nodes, lambda: _cluster(node))
+    lines = lines or _held_back()
     if not lines and node.control and nodes is None and run_state.is_executing:
         lines = [f"the server {node.control} must answer `k3s kubectl get nodes`, it does not"]
     if lines:
@@ -388,9 +436,7 @@ def _converge(node: _Node) -> Generator[StringCommand | FunctionCommand, None, N
         if state.datastore == "etcd" and state.active:
             yield _snapshot("before-upgrade", keep=3)
         yield _on_control(node, action="leave", seconds=node.drain_seconds, reason=f"upgrade-to-{release.version.replace('+', '-')}")
-    for command in fileset.files._inner(
-        entries=node.started_on(), unit=node.unit, action="restart", probe=node.probe(), probe_seconds=node.start_seconds, settle_seconds=5
-    ):
+    for command in restart:
         changed = True
         # the version before comes back, and its node goes back into service
         undo = _control(node, **back, version=state.installed)
@@ -461,6 +507,7 @@ def server(
     node_name: str,
     release: Release,
     token: Secret,
+    former_token: Secret | None = None,
     join: str = "",
     peers: Sequence[str] = (),
     datastore: str = "etcd",
@@ -484,6 +531,7 @@ def server(
     + release: version and sums; a higher one upgrades this node, a lower one is refused
     + token: what nodes join with, 16 to 128 letters, digits, ``.``, ``_`` and ``-``. It is written once: another one is
       refused, see ``rotate_token``
+    + former_token: that it has until ``rotate_token``, which comes before, has run: only a plan looks at it
     + join: URL of a server to join, e.g. ``https://k1:6443``; empty on the first server, which begins the cluster
     + peers: inventory names of the other servers: without ``join`` and without a datastore of its own, this one does not
       begin a cluster while one of them has one
@@ -528,7 +576,7 @@ def server(
         values |= {"server": join} if join else {"cluster-init": True}
     values |= {key: value for key, value in (("tls-san", list(tls_san)), ("disable", list(disable)), ("node-ip", node_ip)) if value}
     yield from _converge(
-        _Node("server", node_name, release, token, values, labels or {}, tuple(taints), registries, registry_cas or {}, join, "", start_seconds, drain_seconds, config or {}, tuple(peers))
+        _Node("server", node_name, release, token, values, labels or {}, tuple(taints), registries, registry_cas or {}, join, "", start_seconds, drain_seconds, config or {}, tuple(peers), former_token)
     )
 
 
@@ -539,6 +587,7 @@ def agent(
     token: Secret,
     join: str,
     control: str,
+    former_token: Secret | None = None,
     node_ip: str = "",
     labels: Mapping[str, str] | None = None,
     taints: Sequence[str] = (),
@@ -551,7 +600,7 @@ def agent(
     """
     Run a k3s agent at this version.
 
-    + node_name, release, token, node_ip, labels, taints, registries, registry_cas, config, start_seconds, drain_seconds: as
+    + node_name, release, token, former_token, node_ip, labels, taints, registries, registry_cas, config, start_seconds, drain_seconds: as
       for ``server``; before an upgrade the node is drained onto the others
     + join: URL of a server, e.g. ``https://k1:6443``
     + control: inventory name of a server: there kubectl takes this node out of service and back, and describes it
@@ -570,32 +619,75 @@ def agent(
     values: dict[str, Any] = {"token-file": f"{ETC}/token", "node-name": node_name, "server": join, **(config or {})}
     values |= {"node-ip": node_ip} if node_ip else {}
     yield from _converge(
-        _Node("agent", node_name, release, token, values, labels or {}, tuple(taints), registries, registry_cas or {}, join, control, start_seconds, drain_seconds, config or {})
+        _Node("agent", node_name, release, token, values, labels or {}, tuple(taints), registries, registry_cas or {}, join, control, start_seconds, drain_seconds, config or {}, (), former_token)
     )
 
 
 @operation()
-def rotate_token(old: Secret, new: Secret, api_port: int = 6443) -> Generator[StringCommand, None, None]:
+def rotate_token(
+    old: Secret, new: Secret, api_port: int = 6443, told_by: str = "", start_seconds: int = 300
+) -> Generator[StringCommand | FunctionCommand, None, None]:
     """
-    Give the cluster a new token; on a server it is told to the cluster, on an agent it is written down for its next join.
+    Give the cluster a new token: one server tells it, every server restarts for it, an agent has it written down for its next join.
 
     + old, new: the token that the cluster has, and the one that it is to have
     + api_port: of the server on this host
+    + told_by: inventory name of the server that tells the cluster, for all hosts but that one
+    + start_seconds: how long a server may take to be up again (s)
 
-    First the server that the cluster asks, then the others, which are restarted by whoever calls this. Nodes that have
-    joined keep their certificates. Changes nothing once the cluster has the new one.
+    To be called with ``_serial=True``, for the one that tells before the others. A server reads tokens when it starts: until
+    then it lets in who has the old one. With the new one it would not start before the cluster was told, so a host is
+    refused while ``told_by`` has not done so, and as long as its restart would take the majority from etcd. Nodes that have
+    joined keep their certificates. Changes nothing once all of that is done.
+
+    **Example:**
+
+    .. code:: python
+
+        k3s.rotate_token(settings.former_token, settings.token, name="Rotate the cluster's token", _serial=True)  # k1 alone
+        k3s.rotate_token(settings.former_token, settings.token, told_by="k1", name="Take the cluster's new token", _serial=True)
     """
     for key, secret in (("old", old), ("new", new)):
         if not secret.resolved or not _TOKEN.fullmatch(secret.unmask()):
             raise OperationValueError(f"k3s.rotate_token: {key} must be a Secret of 16 to 128 letters, digits, '.', '_' and '-'")
-    state: K3sState = host.get_fact(K3s)
-    wanted = hashlib.sha256(new.unmask().encode()).hexdigest()
-    if state.begun and state.kept_token_sha256 != wanted:
-        yield script.python("k3s/token.py", values={"old": old, "new": new, "port": api_port})
-    if (state.server_unit or state.agent_unit) and state.token_sha256 != wanted:
-        yield from fileset.files._inner(entries=[File(f"{ETC}/token", Secret(new.unmask() + "\n"), mode="0600")])
-    elif state.kept_token_sha256 in ("", wanted):
-        host.noop("the token is the new one" if state.token_sha256 else "this host is no node yet")
+    state: K3sState = host.get_fact(K3s, cluster=True)
+    wanted = _sha256(new)
+    if not (state.server_unit or state.agent_unit):
+        host.noop("this host is no node yet")
+        return
+    tell = state.begun and not told_by and state.kept_token_sha256 != wanted
+    steps: list[StringCommand] = [script.python("k3s/token.py", values={"old": old, "new": new, "port": api_port})] if tell else []
+    steps += fileset.files._inner(entries=[File(f"{ETC}/token", Secret(new.unmask() + "\n"), mode="0600")])
+    restarts = state.server_unit and (state.begun or state.active)
+    if not steps and not (restarts and _restart_for_token(start_seconds)):
+        host.noop("the token is the new one")
+        return
+    lines = _untold(told_by, wanted)
+    if not lines and restarts and state.active and state.datastore == "etcd":
+        lines = _patiently(lambda found: majority_lost(state.node, found), state.nodes, lambda: host.get_fact(K3s, cluster=True).nodes)
+    if lines := lines or _held_back():
+        yield from preflight.refused(lines)
+        return
+    yield from steps
+    if restarts:
+        yield from _restart_for_token(start_seconds)
+    _came_to_its_end()
+
+
+def _untold(told_by: str, wanted: str) -> list[str]:
+    """Return why no host may take the new token yet: it would not come up again with what its cluster does not know."""
+    if not told_by or not run_state.is_executing:
+        return []
+    peer = _peers([told_by])[told_by]
+    if peer is not None and peer.kept_token_sha256 == wanted:
+        return []
+    return [f"token: must be told to the cluster by {told_by} first, which {'cannot be asked' if peer is None else 'has not got it'}: run on that one too, without --limit"]
+
+
+def _restart_for_token(seconds: int) -> list[StringCommand]:
+    """What was started before the file was written is restarted, and a server that is down started; not put back when it fails: the old token is no way back."""
+    probe = shlex.join([LINK, "kubectl", "get", "--raw=/readyz"])
+    return list(unit_operation.unit._inner(unit=UNITS["server"], inputs=[f"{ETC}/token"], probe=probe, probe_seconds=seconds, settle_seconds=5))
 
 
 @operation(is_idempotent=False)

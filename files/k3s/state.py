@@ -55,6 +55,12 @@ def installed():
     return (found.group(1) if found else "unknown"), target or LINK
 
 
+def node_name():
+    """What this host's node is called: as our configuration says, else as k3s would."""
+    found = re.search(r"^node-name: *['\"]?([^'\"\s]+)", text(ETC + "/config.yaml"), re.MULTILINE)
+    return found.group(1) if found else platform.node().lower()
+
+
 def unit(name):
     shown = ask("systemctl", "show", "-p", "LoadState,ActiveState,NRestarts,FragmentPath", "--", name)
     return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
@@ -73,6 +79,7 @@ def nodes():
             "version": status["nodeInfo"]["kubeletVersion"],
             "architecture": status["nodeInfo"]["architecture"],
             "ready": ready == ["True"],
+            "votes": all(c["status"] == "True" for c in status.get("conditions", []) if c["type"] == "EtcdIsVoter"),
             "schedulable": not spec.get("unschedulable", False),
             "labels": meta.get("labels", {}),
             "annotations": {key: value for key, value in (meta.get("annotations") or {}).items() if key.startswith("hostwright/")},
@@ -102,6 +109,7 @@ def main(values):
         "active": server.get("ActiveState") == "active" or agent.get("ActiveState") == "active",
         "begun": begun,
         "datastore": "etcd" if os.path.isdir(DATA + "/server/db/etcd") else "sqlite" if os.path.exists(DATA + "/server/db/state.db") else "",
+        "node": node_name(),
         "joined": os.path.isdir(DATA + "/agent") and bool(set(os.listdir(DATA + "/agent")) - {"images"}),  # those we bring
         "token_sha256": secret_digest(ETC + "/token"),
         "kept_token_sha256": secret_digest(DATA + "/server/token"),

@@ -248,11 +248,14 @@ def test_another_token_is_refused_and_a_rotation_is_taken(site):
     assert said_by_failed(wrong, "the old token is not the cluster's")
     # the lab's supervisor has a port of its own
     rotate = f"rotate_token(Secret({TOKEN!r}), Secret({NEXT_TOKEN!r}), api_port=6445, name='Rotate')"
-    before = site.life()
+    before, pods = site.life(), site.pods()
     assert site.operation(rotate).changed == ["Rotate"]
+    after = site.life()
+    assert after != before, "a server reads the token when it starts"
+    assert site.pods() == pods
     assert site.operation(rotate).changed == []
     assert site.run().changed == []
-    assert site.life() == before
+    assert site.life() == after
     assert site.host.read("/etc/rancher/k3s/token") == NEXT_TOKEN + "\n"
 
 

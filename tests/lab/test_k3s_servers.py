@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +17,13 @@ from tests.lab import k3s
 from tests.lab.hosts import LabHost
 from tests.lab.k3s import Cluster, Mirror
 from tests.lab.lab import Lab
-from tests.lab.provision import Run
+from tests.lab.provision import Run, command_line
+from tests.lab.state import REPOSITORY, wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3000)]
 
 NAMES = ("t-k3s-a", "t-k3s-b", "t-k3s-c")
-TOKEN, NEXT_TOKEN = "canary-token-of-the-servers-0123456", "canary-next-token-of-them-987654"
+TOKEN, NEXT_TOKEN, LAST_TOKEN = "canary-token-of-the-servers-0123456", "canary-next-token-of-them-987654", "canary-last-token-of-them-555555"
 DEPLOY = "from deploys.k3s import k3s, preflight\npreflight()\nk3s()\n"
 ETCDCTL = "ETCDCTL_API=3 LD_LIBRARY_PATH=/usr/local/lib/lab-kubernetes/lib /usr/local/lib/lab-kubernetes/bin/etcdctl --endpoints http://127.0.0.1:2379"
 
@@ -30,7 +36,7 @@ class Servers:
         self.hosts = {name: k3s.equip(lab.host(name)) for name in NAMES}
         self.a, self.b, self.c = self.hosts.values()
         version = k3s.versions()[0]
-        self.token = TOKEN
+        self.token, self.former = TOKEN, ""
         self.data: dict[str, Any] = {
             "k3s_version": version,
             "k3s_sums": self.mirror.sums(version),
@@ -49,10 +55,41 @@ class Servers:
 
     def run(self, deploy: str = DEPLOY, **more: Any) -> Run:
         hosts = list(self.hosts.values())
-        return self._provision(hosts, deploy, data=self.data, groups={"k3s_server": hosts}, env={"K3S_TOKEN": self.token}, timeout=2400, **more)
+        return self._provision(hosts, deploy, data=self.data, groups={"k3s_server": hosts}, env={"K3S_TOKEN": self.token, "K3S_FORMER": self.former}, timeout=2400, **more)
+
+    def kill(self, scratch: Path, deploy: str, seen: Callable[[], bool]) -> None:
+        """Begin a run and kill it as soon as this is seen; what it has begun on a host goes on there."""
+        hosts = list(self.hosts.values())
+        process = subprocess.Popen(
+            command_line(scratch, hosts, deploy, data=self.data, groups={"k3s_server": hosts}), cwd=REPOSITORY,
+            env={**os.environ, "K3S_TOKEN": self.token, "K3S_FORMER": self.former}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        wait_for("what the kill waits for", lambda: process.poll() is not None or seen(), 400)
+        assert process.poll() is None, "the run ended before"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def lives(self) -> list[str]:
         return [host.run("systemctl show -p InvocationID --value k3s").stdout.strip() for host in self.hosts.values()]
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Ask all three API servers all the while: two must answer at any time, and each be away for a moment."""
+        self.b.write("/root/watch.sh", WATCH)
+        self.b.run("rm -f /root/answers; systemd-run --collect --unit=watch sh /root/watch.sh " + " ".join(f"https://{host.address}:6443" for host in self.hosts.values()))
+        yield
+        self.b.run("systemctl stop watch")
+        seen = [line.split() for line in self.b.read("/root/answers").splitlines()]
+        assert len(seen) > 5
+        assert min(sum(word == "200" for word in line) for line in seen) >= 2, "one server at a time"
+        for at in range(3):
+            assert any(line[at] != "200" for line in seen), "each was away for a moment"
+
+    def lets_in(self, host: LabHost, token: str) -> bool:
+        """Whether a server gives a further one what it needs to join; the lab's supervisor has a port of its own."""
+        asked = "curl -sk -K - -o /dev/null -w '%{http_code}' https://127.0.0.1:6445/v1-k3s/server-bootstrap"
+        return host.run(asked, input=f'user = "server:{token}"\n').stdout == "200"
 
     def members(self, host: LabHost | None = None) -> dict[str, bool]:
         """Name of each member to whether it has no vote yet, as etcd itself says."""
@@ -87,8 +124,13 @@ def test_three_bare_hosts_become_members_of_one_etcd_one_after_the_other(servers
         assert set(servers.members(host)) == set(NAMES)
         found = Cluster(host).get("nodes")["items"]
         assert {one["metadata"]["name"] for one in found} == set(NAMES)
-    begun = [host.run("systemctl show -p ActiveEnterTimestampMonotonic --value k3s").stdout for host in servers.hosts.values()]
-    assert sorted(begun, key=int) == begun
+    began = [
+        [int(host.run(f"systemctl show -p {when}TimestampMonotonic --value k3s").stdout) for when in ("InactiveExit", "ActiveEnter")]
+        for host in servers.hosts.values()
+    ]
+    assert min(began) == began[0], "the first one first"
+    times = [time for one in sorted(began) for time in one]
+    assert times == sorted(times), "one after the other"
     assert "cluster-init: true" in servers.a.read("/etc/rancher/k3s/config.yaml")
     for host in (servers.b, servers.c):
         assert f"server: https://{servers.a.address}:6443" in host.read("/etc/rancher/k3s/config.yaml")
@@ -106,19 +148,12 @@ def test_the_second_run_restarts_none(servers):
 
 def test_a_changed_configuration_restarts_each_server_once_while_the_others_serve(servers):
     before = servers.lives()
-    servers.b.write("/root/watch.sh", WATCH)
-    servers.b.run(f"systemd-run --unit=watch sh /root/watch.sh https://{servers.a.address}:6443 https://{servers.b.address}:6443 https://{servers.c.address}:6443")
     servers.data["k3s_tls_san"] = ["api.example.org"]
-    done = servers.run()
-    servers.b.run("systemctl stop watch")
-    assert done.ok, done
+    with servers.watched():
+        done = servers.run()
+        assert done.ok, done
     after = servers.lives()
     assert not set(before) & set(after)
-    seen = [line.split() for line in servers.b.read("/root/answers").splitlines()]
-    assert len(seen) > 5
-    assert min(sum(word == "200" for word in line) for line in seen) >= 2, "one server at a time"
-    for at in range(3):
-        assert any(line[at] != "200" for line in seen), "each was away for a moment"
     servers.all_ready()
     assert servers.run().changed == []
     assert servers.lives() == after
@@ -141,3 +176,86 @@ def test_the_plan_of_a_server_that_is_refused_ends_there(servers):
     assert plan.stderr.count("token: must be the one that the cluster has, got another") == 3
     assert plan.changed == []
     assert "Later" not in [row["name"] for row in plan.results["plan"]]
+
+
+# the lab's supervisor has a port of its own
+ROTATE = (
+    "from functools import partial\nfrom deploys import k3s\n"
+    "k3s.node.rotate_token = partial(k3s.node.rotate_token, api_port=6445)\n"
+    "from operations import preflight\nfrom settings import Requirements\n"
+    "preflight.host(Requirements(), name='Check host')\n"  # waits for what a killed run left at work
+    "k3s.preflight()\nk3s.k3s()\n"
+)
+ROWS = ["k3s | Rotate the cluster's token", "k3s | Take the cluster's new token"]
+
+
+def test_a_new_token_is_told_by_the_first_server_and_taken_by_all_of_them_one_at_a_time(servers):
+    before = servers.lives()
+    servers.token, servers.former = NEXT_TOKEN, TOKEN
+    servers.data["k3s_former_token"] = "env:K3S_FORMER"
+    alone = servers.run(ROTATE, limit=servers.b.name)
+    assert not alone.ok
+    assert f"token: must be told to the cluster by {servers.a.name} first, which has not got it" in alone.stderr
+    plan = servers.run(ROTATE, dry=True)
+    assert plan.ok, plan
+    assert plan.changed == ROWS
+    assert servers.lives() == before
+    assert {host.read("/etc/rancher/k3s/token") for host in servers.hosts.values()} == {TOKEN + "\n"}
+
+    with servers.watched():
+        done = servers.run(ROTATE)
+        assert done.ok, done
+    assert done.changed == ROWS
+    after = servers.lives()
+    assert not set(before) & set(after)
+    for host in servers.hosts.values():
+        assert host.read("/var/lib/rancher/k3s/server/token").strip().endswith(NEXT_TOKEN)
+        assert host.read("/etc/rancher/k3s/token") == NEXT_TOKEN + "\n"
+        assert host.run("stat -c %a /etc/rancher/k3s/token").stdout == "600\n"
+        assert servers.lets_in(host, NEXT_TOKEN)
+        assert not servers.lets_in(host, TOKEN)
+    for secret in (TOKEN, NEXT_TOKEN):
+        assert secret not in done.stdout + done.stderr + plan.stdout + plan.stderr
+    servers.all_ready()
+    assert servers.run(ROTATE).changed == []
+    del servers.data["k3s_former_token"]
+    assert servers.run().changed == []
+    assert servers.lives() == after
+    servers.create("with-the-next-token", servers.c)
+    assert servers.has("with-the-next-token", servers.a)
+
+
+def test_a_new_token_that_is_killed_half_way_is_taken_by_the_next_run(servers, tmp_path):
+    servers.token, servers.former = LAST_TOKEN, NEXT_TOKEN
+    servers.data["k3s_former_token"] = "env:K3S_FORMER"
+    for number, (host, file) in enumerate(((servers.a, "/var/lib/rancher/k3s/server/token"), (servers.b, "/etc/rancher/k3s/token"))):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        servers.kill(scratch, ROTATE, lambda host=host, file=file: LAST_TOKEN in host.read(file))
+    done = servers.run(ROTATE)
+    assert done.ok, done
+    servers.all_ready()
+    for host in servers.hosts.values():
+        assert servers.lets_in(host, LAST_TOKEN)
+        assert not servers.lets_in(host, NEXT_TOKEN)
+    assert servers.run(ROTATE).changed == []
+    del servers.data["k3s_former_token"]
+
+
+def test_no_server_restarts_while_etcd_would_lose_its_majority(servers):
+    servers.c.run("systemctl stop k3s", timeout=120)
+    wait_for("its node to be missed", lambda: "True" not in Cluster(servers.a).kubectl(
+        "get", "node", servers.c.name, "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"), 300, pause=1)  # fmt: skip
+    lives = servers.lives()[:2]
+    servers.data["k3s_tls_san"] = ["other.example.org"]
+    for dry in (True, False):
+        refused = servers.run(dry=dry, limit=servers.a.name)
+        assert not refused.ok
+        assert f"2 of 3 servers must go on, and without this one 1 would, since {servers.c.name} is not Ready or has no vote" in refused.stderr, refused
+    assert servers.lives()[:2] == lives
+    assert "other.example.org" not in servers.a.read("/etc/rancher/k3s/config.yaml")
+    servers.c.run("systemctl start k3s", timeout=300)
+    servers.all_ready()
+    done = servers.run()
+    assert done.ok, done
+    assert not set(lives) & set(servers.lives())

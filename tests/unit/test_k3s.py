@@ -115,7 +115,6 @@ def test_a_fresh_host_is_not_refused():
         ("server", {"installed": "v1.31.9+k3s1"}, None, "one minor version at a time, got v1.33.5+k3s1 after v1.31.9+k3s1: go to v1.32 first"),
         ("agent", {}, {"s": ClusterNode("v1.32.1+k3s1", ready=True, server=True)}, "an agent must not be newer than a server, got v1.33.5+k3s1 and v1.32.1+k3s1 on s"),
         ("server", {}, {"w": ClusterNode("v1.29.1+k3s1", ready=True)}, "more than three minor versions ahead of an agent"),
-        ("server", {"installed": "v1.33.4+k3s1"}, {"w": ClusterNode("v1.33.4+k3s1", ready=False)}, "one at a time, and w is not Ready"),
     ],
 )
 def test_what_a_node_must_not_become_is_refused(role, found, nodes, said):
@@ -727,6 +726,88 @@ def test_no_second_cluster_is_begun_while_a_server_has_one(monkeypatch):
     assert Steps(monkeypatch, state(**RUNS), {"k1": READY}).take(node(peers=("k2", "k3"))) == []
     others(monkeypatch, {"k2": state()})
     assert Steps(monkeypatch, state(), None, files=(None,)).take(node(peers=("k2",)))[0] == "k3s/download.py k3s"
+
+
+NEXT = "another-token-of-the-test"
+
+
+class Rotation(Steps):
+    def commands(self, **more):
+        made = k3s.rotate_token._inner(Secret(TOKEN), Secret(NEXT), **more)
+        return [command if isinstance(command, str) else command.get_raw_value() for command in made]
+
+
+@pytest.mark.parametrize(
+    ("found", "told_by", "due", "wanted"),
+    [
+        (RUNS, "", ["files", "restart"], ["k3s/token.py ", "files None", "start"]),
+        (RUNS, "k1", ["files", "restart"], ["files None", "start"]),
+        # killed after it was told, after the file was written, and not at all
+        ({**RUNS, "kept_token_sha256": digest(NEXT)}, "", ["files", "restart"], ["files None", "start"]),
+        (RUNS, "k1", ["restart"], ["start"]),
+        ({**RUNS, "kept_token_sha256": digest(NEXT)}, "k1", [], []),
+        ({"agent_unit": True}, "k1", ["files", "restart"], ["files None"]),
+        ({"agent_unit": True}, "k1", [], []),
+        ({}, "", ["files", "restart"], []),
+    ],
+)
+def test_one_server_tells_the_new_token_and_each_restarts_for_it(monkeypatch, found, told_by, due, wanted):
+    others(monkeypatch, {"k1": state(kept_token_sha256=digest(NEXT))})
+    steps = Rotation(monkeypatch, state(**found), None, files=(None,) if "files" in due else (), starts="restart" in due)
+    assert steps.commands(told_by=told_by) == wanted
+
+
+@pytest.mark.parametrize(("peer", "said"), [(state(kept_token_sha256=digest(TOKEN)), "has not got it"), (None, "cannot be asked")])
+def test_no_server_takes_a_token_that_its_cluster_was_not_told(monkeypatch, peer, said):
+    others(monkeypatch, {"k1": peer})
+    [line] = Rotation(monkeypatch, state(**RUNS), None, files=(None,), starts=True).commands(told_by="k1")
+    assert line == f"refused: token: must be told to the cluster by k1 first, which {said}: run on that one too, without --limit"
+
+
+def test_no_server_restarts_when_etcd_would_lose_its_majority(monkeypatch):
+    nodes = {"k1": READY, "k2": READY, "k3": ClusterNode(ready=False, server=True), "w1": ClusterNode()}
+    said = ("k3s: must not restart while etcd would lose its majority: 2 of 3 servers must go on, and without this one 1 would, since k3 is not Ready "
+            "or has no vote. Bring it up first, or when it is lost: k3s kubectl delete node k3")  # fmt: skip
+    assert k3s.majority_lost("k1", nodes) == [said]
+    assert k3s.majority_lost("k3", nodes) == []
+    assert k3s.majority_lost("k1", {"k1": READY, "k2": READY}) == []
+    assert k3s.majority_lost("k1", {**dict.fromkeys(("k1", "k2", "k4", "k5"), READY), "k3": nodes["k3"]}) == []
+    assert k3s.majority_lost("k1", {**dict.fromkeys(("k1", "k2"), READY), "k3": ClusterNode(ready=True, votes=False, server=True)}) == [said]
+    waited = []
+    monkeypatch.setattr(k3s.time, "sleep", waited.append)
+    steps = Steps(monkeypatch, state(**RUNS), nodes, files=("k3s.service", None))
+    assert steps.take(node()) == [f"refused: {said}"]
+    assert sum(waited) == 60, "one that has just restarted is given time"
+    assert Steps(monkeypatch, state(**RUNS), nodes).take(node()) == [], "nothing is to be restarted"
+    assert Steps(monkeypatch, state(**{**RUNS, "active": False}), nodes, files=("k3s.service",)).take(node())[0] == "files k3s.service"
+    rotation = Rotation(monkeypatch, state(**RUNS, node="k1", nodes=nodes), None, files=(None,), starts=True)
+    assert rotation.commands() == [f"refused: {said}"]
+
+
+@pytest.mark.parametrize(("ready_after", "waits"), [(2, [5, 5]), (99, [5] * 12)])
+def test_an_upgrade_gives_a_node_that_has_just_restarted_a_minute(monkeypatch, ready_after, waits):
+    found, waited = state(**{**RUNS, "installed": "v1.33.4+k3s1"}), []
+    monkeypatch.setattr(k3s.time, "sleep", waited.append)
+    steps = Steps(monkeypatch, found, {"k1": READY})
+    monkeypatch.setattr(k3s, "_cluster", lambda *_: {"k1": READY, "w": ClusterNode(ready=len(waited) >= ready_after)})
+    first = steps.take(node())[0]
+    assert (first == "refused: k3s: nodes are upgraded one at a time, and w is not Ready: see to it first") == (ready_after == 99)
+    assert waited == waits
+
+
+def test_a_plan_misses_nothing_that_the_run_does_before(monkeypatch):
+    """A token that is rotated first, servers that are upgraded first."""
+    found = state(**{**RUNS, "kept_token_sha256": digest(NEXT)})
+    written = []
+    for executing, former, refused in ((True, Secret(NEXT), True), (False, Secret(NEXT), False), (False, None, True)):
+        steps = Steps(monkeypatch, found, {"k1": READY}, executing=executing)
+        monkeypatch.setattr(k3s.fileset.files, "_inner", lambda entries, **_: written.extend(entries) or iter([]))
+        assert bool(steps.take(node(former_token=former))) == refused
+    [token] = [entry.content.unmask() for entry in written if getattr(entry, "path", "") == f"{k3s.ETC}/token"]
+    assert token == NEXT + "\n", "nothing to write: rotate_token says that it does"
+    older = {"s": ClusterNode("v1.32.1+k3s1", ready=True, server=True)}
+    assert refusals(node("agent"), state(), older)
+    assert refusals(node("agent"), state(), older, is_plan=True) == []
 
 
 # --- sysctl ----------------------------------------------------------------------------------------------------------

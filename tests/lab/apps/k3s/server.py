@@ -281,9 +281,7 @@ class Supervisor(http.server.BaseHTTPRequestHandler):
     """What k3s answers besides the API server: its CA to anyone, a node's certificates, a place among the servers and a new token to
     who has the token."""
 
-    def _passwords(self) -> dict[str, str]:
-        rows = (line.split(",") for line in read(f"{CRED}/passwd").split())
-        return {row[1]: row[0] for row in rows}
+    passwords: dict[str, str]  # read once: who was let in before a new token still is until k3s restarts
 
     def _answer(self, status: int, body: str) -> None:
         self.send_response(status)
@@ -295,7 +293,7 @@ class Supervisor(http.server.BaseHTTPRequestHandler):
         scheme, _, value = self.headers.get("Authorization", "").partition(" ")
         if scheme == "Basic":
             name, _, password = base64.b64decode(value).decode().partition(":")
-            if name == user and password == self._passwords().get(user):
+            if name == user and password == self.passwords.get(user):
                 return True
         self._answer(401, "Unauthorized\n")
         return False
@@ -304,7 +302,12 @@ class Supervisor(http.server.BaseHTTPRequestHandler):
         return json.loads(self.rfile.read(int(self.headers.get("Content-Length", "0"))) or "{}")
 
     def do_GET(self) -> None:
-        self._answer(200, read(f"{pki.TLS}/server-ca.crt")) if self.path == "/cacerts" else self._answer(404, "not found\n")
+        if self.path == "/cacerts":
+            self._answer(200, read(f"{pki.TLS}/server-ca.crt"))
+        elif self.path != "/v1-k3s/server-bootstrap":
+            self._answer(404, "not found\n")
+        elif self._allowed("server"):
+            self._answer(200, "{}\n")
 
     def do_POST(self) -> None:
         if self.path == "/v1-k3s/lab-server":
@@ -333,6 +336,7 @@ class Supervisor(http.server.BaseHTTPRequestHandler):
 
 
 def supervise(port: int) -> None:
+    Supervisor.passwords = {row[1]: row[0] for row in (line.split(",") for line in read(f"{CRED}/passwd").split())}
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(f"{pki.TLS}/serving-kube-apiserver.crt", f"{pki.TLS}/serving-kube-apiserver.key")
     server = http.server.ThreadingHTTPServer(("0.0.0.0", port + SUPERVISOR), Supervisor)
