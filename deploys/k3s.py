@@ -153,7 +153,7 @@ def _backup(settings: K3s) -> None:
 @deploy("Restore k3s")
 def restore(snapshot: str = "latest", repository: str = "primary") -> None:
     """
-    Bring the cluster back on its first server; **what is newer is lost**.
+    Bring the cluster back on its first server; **what is newer is lost**. Further servers join again.
 
     + snapshot: of etcd: path, name or ``latest``, of those in k3s's own directory; ``deploys.backup.restore source=k3s``
       brings them there from a repository. With sqlite: a copy in the repository, ``latest``, ``verified``, an id, a day or a time
@@ -164,8 +164,15 @@ def restore(snapshot: str = "latest", repository: str = "primary") -> None:
         if settings.role == "server":
             node.restore_database(snapshot, repository, name="Restore the database")
         return
+    is_further = settings.role == "server" and not is_first(settings)
     if settings.role == "server" and is_first(settings):
-        node.restore(snapshot, name="Restore the datastore")
+        node.check_snapshot(snapshot, name="Check the snapshot")
+    if is_further:
+        node.stop_server(first_server(settings), name="Stop the other servers")
+    if settings.role == "server" and is_first(settings):
+        node.restore(snapshot, peers=other_servers(), name="Restore the datastore")
+    if is_further:
+        node.rejoin(first_server(settings), name="Let the other servers join again", _serial=True)
 
 
 @deploy("Uninstall k3s and delete all data")
@@ -177,5 +184,5 @@ def uninstall_and_delete_all_data(node_name: str) -> None:
     """
     settings = _settings()
     if (settings.node_name or current().hostname.lower()) == node_name:
-        control = first_server(settings) if settings.role == "agent" else ""
-        node.uninstall_and_delete_all_data(node_name, control=control, drain_seconds=settings.drain_seconds, name="Uninstall k3s and delete all data")
+        control = [first_server(settings), *other_servers()]
+        node.uninstall_and_delete_all_data(node_name, control=[name for name in control if name != this.name], drain_seconds=settings.drain_seconds, name="Uninstall k3s and delete all data")

@@ -45,6 +45,7 @@ DATASTORES = ("etcd", "sqlite")
 NO_CGROUP_V1 = (1, 35)
 """From this Kubernetes on the kubelet does not start on cgroup v1 (KEP 5573, ``failCgroupV1``)."""
 
+_ETCD = f"{DATA}/server/db/etcd"
 KERNEL_DEFAULTS = {"vm.overcommit_memory": "1", "vm.panic_on_oom": "0", "kernel.panic": "10", "kernel.panic_on_oops": "1",
                    "kernel.keys.root_maxkeys": "1000000", "kernel.keys.root_maxbytes": "25000000"}  # fmt: skip
 """What the kubelet sets, or with ``protect-kernel-defaults`` asks for and does not start without (its setupKernelTunables)."""
@@ -706,18 +707,24 @@ def snapshot(label: str = "on-demand", keep: int = 5) -> Generator[StringCommand
 
 
 @operation(is_idempotent=False)
-def restore(snapshot: str = "latest", seconds: int = 600) -> Generator[StringCommand, None, None]:
+def restore(snapshot: str = "latest", seconds: int = 600, peers: Sequence[str] = ()) -> Generator[StringCommand | FunctionCommand, None, None]:
     """
     Bring the cluster back from a snapshot of etcd, on its first server; **what is newer is lost**.
 
     + snapshot: path, or a name in the snapshots' directory, or ``latest``
     + seconds: how long it may take
+    + peers: inventory names of the other servers, which must not run meanwhile: see ``stop_server`` and ``rejoin``
 
     The host must have k3s with the token that the snapshot was made with. A damaged snapshot is refused before k3s is
-    stopped; what was there is kept by k3s as ``etcd-old-…``. Further servers must be set up anew and join.
+    stopped; what was there is kept by k3s as ``etcd-old-…``.
     """
     if not re.fullmatch(r"/?[A-Za-z0-9][A-Za-z0-9._/-]*", snapshot) or ".." in snapshot:
         raise OperationValueError(f"k3s.restore: snapshot must be a path, a name or 'latest', got {snapshot!r}")
+    running = [name for name, peer in _peers(peers).items() if peer is None or peer.active] if run_state.is_executing else []
+    if running:
+        yield from preflight.refused([f"k3s: {name} still serves the cluster, or cannot be asked: run this on all servers at once, without --limit; or take it "
+                                      "out of the inventory when it is lost" for name in running])  # fmt: skip
+        return
     # In a unit of its own: a connection that breaks must not leave a half restored host behind.
     program = script.python_text(["k3s/restore.py"], {"snapshot": snapshot, "seconds": seconds})
     yield script.Told(
@@ -744,14 +751,53 @@ def restore_database(at: str = "latest", repository: str = "primary", seconds: i
 
 
 @operation(is_idempotent=False)
+def check_snapshot(snapshot: str = "latest") -> Generator[StringCommand, None, None]:
+    """
+    Fail unless a snapshot of etcd is there and whole; changes nothing.
+
+    + snapshot: as for ``restore``
+    """
+    yield script.Told("python3 -B -", _stdin=script.python_text(["k3s/restore.py"], {"snapshot": snapshot, "seconds": 0, "only_check": True}))
+
+
+@operation(is_idempotent=False)
+def stop_server(first: str) -> Generator[StringCommand | FunctionCommand, None, None]:
+    """
+    Stop k3s on a further server before the first one is restored; its pods run on.
+
+    + first: inventory name of the server that is restored; when the run failed there, nothing is done
+    """
+    if _has_failed(first):
+        yield from preflight.refused([f"k3s: {first} was not restored: this server goes on"])
+        return
+    yield StringCommand("systemctl stop k3s.service")
+
+
+@operation(is_idempotent=False)
+def rejoin(first: str) -> Generator[StringCommand, None, None]:
+    """
+    Start k3s on a further server after the first one was restored: it joins anew, and its former datastore stays as ``etcd-old-TIME``.
+
+    + first: inventory name of the server that was restored; when that failed there, k3s starts with the datastore that it has
+    """
+    aside = "" if _has_failed(first) else f'{{ test ! -d {_ETCD} || mv {_ETCD} "{_ETCD}-old-$(date +%s)"; }} && '
+    yield StringCommand(f"{aside}systemctl start k3s.service")
+
+
+def _has_failed(name: str) -> bool:
+    return any(one.name == name for one in host.state.failed_hosts)
+
+
+@operation(is_idempotent=False)
 def uninstall_and_delete_all_data(
-    node_name: str, control: str = "", drain_seconds: int = 300
+    node_name: str, control: str | Sequence[str] = "", drain_seconds: int = 300
 ) -> Generator[StringCommand | FunctionCommand, None, None]:
     """
     End k3s on this host and delete all of its data: pods, local volumes, the datastore with its snapshots.
 
     + node_name: of this host's node, so that nobody does it to another one; it must be the one that is installed
-    + control: inventory name of a server that takes the node out of the cluster first, drained; empty: nobody does
+    + control: inventory name of another server, or several of which the first that runs is taken: it takes the node out of the
+      cluster before, drained, and with a server's node its place in etcd. Empty, or none runs: nobody does
     + drain_seconds: how long its pods may take to leave (s)
 
     Backups in restic repositories stay.
@@ -760,10 +806,11 @@ def uninstall_and_delete_all_data(
     if not (state.installed or state.server_unit or state.agent_unit or state.joined or state.begun):
         host.noop("there is no k3s here")
         return
-    if control:
-        for action in ("leave", "delete"):
-            values = {"node": node_name, "action": action, "seconds": drain_seconds, "reason": "uninstall"}
-            yield FunctionCommand(_run, (script.python("k3s/node.py", values=values), control, None, "control"), {})
+    names = [control] if isinstance(control, str) and control else list(control)
+    running = [name for name, peer in _peers(names).items() if peer is not None and peer.active and peer.begun]
+    for action in ("leave", "delete") if running else ():
+        values = {"node": node_name, "action": action, "seconds": drain_seconds, "reason": "uninstall"}
+        yield FunctionCommand(_run, (script.python("k3s/node.py", values=values), running[0], None, "control"), {})
     yield script.run("k3s/uninstall.sh", programs=PROGRAMS, node_name=node_name)
 
 

@@ -20,7 +20,7 @@ def chosen(wanted):
         if not os.path.isfile(path):
             refuse(f"snapshot {path} does not exist")
         return path
-    there = [os.path.join(PLACE, name) for name in os.listdir(PLACE) if not name.startswith(".")] if os.path.isdir(PLACE) else []
+    there = [os.path.join(PLACE, name) for name in os.listdir(PLACE) if not name.startswith(".") and not name.endswith(".part")] if os.path.isdir(PLACE) else []
     if not there:
         refuse(f"there is no snapshot in {PLACE}: bring one there first, e.g. by deploys.backup.restore source=k3s")
     return max(there, key=os.path.getmtime)
@@ -39,6 +39,8 @@ def check(path):
 def main(values):
     path = chosen(values["snapshot"])
     check(path)
+    if values.get("only_check"):
+        return
     sys.stdout.write(f"restoring {path}" + "\n")
     subprocess.run(["systemctl", "stop", "k3s.service"], check=True)
     flag = "/var/lib/rancher/k3s/server/db/reset-flag"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from operations.k3s import SNAPSHOTS
 from tests.lab import k3s
 from tests.lab.hosts import LabHost
 from tests.lab.k3s import Cluster, Mirror
@@ -259,3 +260,75 @@ def test_no_server_restarts_while_etcd_would_lose_its_majority(servers):
     done = servers.run()
     assert done.ok, done
     assert not set(lives) & set(servers.lives())
+
+
+def test_servers_are_upgraded_one_at_a_time(servers):
+    before, version = servers.lives(), k3s.versions()[1]
+    servers.data |= {"k3s_version": version, "k3s_sums": servers.mirror.sums(version)}
+    with servers.watched():
+        done = servers.run()
+        assert done.ok, done
+    assert not set(before) & set(servers.lives())
+    servers.all_ready()
+    found = Cluster(servers.b).get("nodes")["items"]
+    assert {one["metadata"]["name"]: one["status"]["nodeInfo"]["kubeletVersion"] for one in found} == dict.fromkeys(NAMES, version)
+    assert not any(one["spec"].get("unschedulable") for one in found)
+    assert servers.members() == dict.fromkeys(NAMES, False)
+    assert servers.run().changed == []
+
+
+def test_a_snapshot_is_restored_and_the_other_servers_join_again(servers):
+    servers.create("before")
+    assert servers.run("from pyinfra import host\nfrom operations import k3s\nk3s.snapshot('mine', name='Snapshot')\n", limit=servers.a.name).ok
+    name = servers.a.run(f"ls {SNAPSHOTS} | grep ^mine").stdout.strip()
+    servers.create("after")
+    alone = servers.run(f"from deploys.k3s import restore\nrestore(snapshot={name!r})\n", limit=servers.a.name)
+    assert not alone.ok
+    assert f"{servers.b.name} still serves the cluster" in alone.stdout + alone.stderr
+    servers.a.run(f"head -c 20000 {SNAPSHOTS}/{name} >{SNAPSHOTS}/cut")
+    lives = servers.lives()
+    damaged = servers.run("from deploys.k3s import restore\nrestore(snapshot='cut')\n")
+    assert not damaged.ok
+    assert "is damaged" in damaged.stdout + damaged.stderr
+    servers.all_ready()
+    assert servers.lives() == lives
+    assert servers.has("after", servers.b), "nobody lost anything"
+
+    done = servers.run(f"from deploys.k3s import restore\nrestore(snapshot={name!r})\n")
+    assert done.ok, done
+    servers.all_ready()
+    assert servers.members() == dict.fromkeys(NAMES, False)
+    for host in servers.hosts.values():
+        assert servers.has("before", host)
+        assert not servers.has("after", host)
+    servers.a.run(f"rm {SNAPSHOTS}/cut")
+    assert servers.run().changed == []
+
+
+def test_a_lost_first_server_does_not_begin_a_second_cluster_and_joins_the_one_that_is_left(servers):
+    servers.a.power_off()
+    wait_for("the two others", lambda: Cluster(servers.b).kubectl("get", "--raw=/readyz", check=False) == "ok", 240, pause=1)
+    servers.create("without-the-first", servers.b)
+    servers.a.reset()
+    k3s.equip(servers.a)
+    refused = servers.run()
+    assert not refused.ok
+    assert f"must not begin a second cluster: {servers.b.name} has the datastore of one" in refused.stdout + refused.stderr
+    assert not servers.a.exists("/usr/local/bin/k3s")
+    Cluster(servers.b).kubectl("delete", "node", servers.a.name)
+    servers.lead(servers.b)
+    done = servers.run()
+    assert done.ok, done
+    servers.all_ready(servers.b)
+    assert servers.members(servers.b) == dict.fromkeys(NAMES, False)
+    assert servers.has("without-the-first", servers.a)
+    assert servers.run().changed == []
+
+
+def test_a_server_that_is_uninstalled_is_a_member_no_more(servers):
+    done = servers.run(f"from deploys.k3s import uninstall_and_delete_all_data\nuninstall_and_delete_all_data(node_name={servers.c.name!r})\n")
+    assert done.ok, done
+    wait_for("the member's end", lambda: set(servers.members(servers.b)) == {servers.a.name, servers.b.name}, 120, pause=1)
+    assert {one["metadata"]["name"] for one in Cluster(servers.b).get("nodes")["items"]} == {servers.a.name, servers.b.name}
+    assert not servers.c.exists("/var/lib/rancher/k3s")
+    servers.create("after-the-third", servers.a)
