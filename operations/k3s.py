@@ -188,9 +188,11 @@ class _Node:
     def started_on(self) -> list[Entry]:
         """Files that k3s reads when it starts, the link to its version among them: they change, and go back, as one."""
         registries = f"{ETC}/registries.yaml"
+        # images are taken in when k3s starts: another archive is another configuration
+        images = f"# images: {self.release.images} {self.release.images_sha256}\n" if self.release.images else ""
         return [
             Symlink(LINK, self.program),
-            File(f"{ETC}/config.yaml", _yaml(self.config), mode="0600"),
+            File(f"{ETC}/config.yaml", _yaml(self.config) + images, mode="0600"),
             File(registries, self.registries, mode="0600") if self.registries else Absent(registries),
             Absent(f"/etc/systemd/system/{self.unit}.env"),  # k3s's own installer leaves the token there
             *(File(ca_path(name), text) for name, text in sorted(self.registry_cas.items())),

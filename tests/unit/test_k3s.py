@@ -810,6 +810,15 @@ def test_a_plan_misses_nothing_that_the_run_does_before(monkeypatch):
     assert refusals(node("agent"), state(), older, is_plan=True) == []
 
 
+def test_images_of_another_archive_are_another_configuration():
+    def text(images_sha256):
+        release = Release("v1.33.5+k3s1", {"amd64": SUM}, images="x.tar", images_sha256=images_sha256)
+        return next(str(entry.content) for entry in node(release=release).started_on() if getattr(entry, "path", "").endswith("/config.yaml"))
+
+    assert text(SUM) != text("b" * 64)
+    assert yaml.safe_load(text(SUM)) == {"cluster-init": True}
+
+
 # --- sysctl ----------------------------------------------------------------------------------------------------------
 
 
