@@ -24,8 +24,9 @@ from operations.fileset import Directory
 from operations.nginx import Location, Upstream
 from operations.template import render
 from settings import Backup, Liap
-from settings.archive import Filesystem, Postgres, Retention
+from settings.archive import S3, Filesystem, Postgres, Retention
 from settings.liap import APP_PORT, CA_FILE
+from settings.s3 import Bucket, Server
 from settings.secret import Secret
 
 PROJECT = "liap"
@@ -138,7 +139,7 @@ def questions(settings: Liap) -> list[dict[str, Any]]:
             "user": settings.postgres_user, "password": settings.postgres_password, "database": settings.postgres_db,
             "sslmode": settings.postgres_sslmode,
         })  # fmt: skip
-    if settings.use_game_archival and settings.archive_backend == "s3":
+    if settings.use_game_archival and settings.archive_backend == "s3" and not settings.manages_bucket:
         url = urllib.parse.urlsplit(settings.s3_endpoint_url or f"https://s3.{settings.s3_region}.amazonaws.com")
         found.append({
             "kind": "object", "name": "the archive", "host": url.hostname or "", "port": url.port or (443 if url.scheme == "https" else 80),
@@ -360,18 +361,38 @@ def _site(settings: Liap) -> None:
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def archive_backend(settings: Liap) -> Filesystem | Postgres | None:
-    """Return where completed games are kept on this host, if they are."""
+def archive_backend(settings: Liap) -> Filesystem | Postgres | S3 | None:
+    """Return where completed games are kept on this host, or in a bucket that is managed from it, if they are."""
     if settings.runs_postgres:
         return Postgres(settings.postgres_db, container=f"{PROJECT}-postgres-1", admin=settings.postgres_user)
+    if settings.manages_bucket:
+        keeper = (settings.s3_keeper_access_key, settings.s3_keeper_secret_key)
+        keys = keeper if settings.s3_keeper_access_key else (settings.s3_access_key, settings.s3_secret_key)
+        prefix = f"{settings.archive_prefix}/" if settings.archive_prefix else ""
+        return S3(settings.archive_bucket, prefix, _store(settings), access_key=keys[0], secret_key=keys[1])
     return Filesystem(settings.archive_directory) if settings.keeps_archive else None
 
 
+def _store(settings: Liap) -> Server:
+    """Return where the bucket is, with the rights of the control side."""
+    return Server(
+        region=settings.s3_region, endpoint_url=settings.s3_endpoint_url, path_style=bool(settings.s3_endpoint_url),
+        access_key=settings.s3_admin_access_key, secret_key=settings.s3_admin_secret_key,
+    )  # fmt: skip
+
+
+def _bucket(settings: Liap) -> Bucket:
+    """Return what the bucket is to be, but for its lifecycle, which is the retention's."""
+    if not settings.s3_endpoint_url:
+        return Bucket()
+    return Bucket(public_access_blocked=None, encryption=None, tls_only=settings.s3_endpoint_url.startswith("https://"))
+
+
 def _archive(settings: Liap, policy: Backup) -> None:
-    """The archive, where it is on this host: its schema, its backup, and what goes when its time is over."""
+    """The archive, where it is on this host or managed from it: its place, its backup, and what goes when its time is over."""
     backend = archive_backend(settings)
     is_kept = backend is not None and policy.enabled
-    for kind in (Postgres.kind, Filesystem.kind):
+    for kind in (Postgres.kind, Filesystem.kind, S3.kind):
         if not (backend and is_kept and backend.kind == kind):
             # Copies and what is archived stay.
             archives.retention(f"{ARCHIVE}-{kind}", present=False, name="Keep no limit of an archive that is elsewhere")
@@ -384,6 +405,7 @@ def _archive(settings: Liap, policy: Backup) -> None:
             backups=policy,
             password=settings.postgres_backup_password,
             owner=USER,
+            bucket=_bucket(settings),
         )
     elif isinstance(backend, Postgres):
         # Nothing goes from an archive that is not backed up.

@@ -178,6 +178,17 @@ class Liap(Section):
     s3_region: Annotated[str, matching(r"[a-z0-9-]+", "must be a region such as 'eu-central-1'")] = Field("us-east-1", description="AWS_REGION")
     s3_access_key: ApiKey = Field(default_factory=Secret.unset, description="AWS_ACCESS_KEY_ID", examples=["env:LIAP_S3_ACCESS_KEY"])
     s3_secret_key: OwnPassword = Field(default_factory=Secret.unset, description="AWS_SECRET_ACCESS_KEY", examples=["env:LIAP_S3_SECRET_KEY"])
+    archive_bucket_managed: bool = Field(
+        False, description="this host makes the bucket, backs it up, and has what is past its retention removed; on one host alone"
+    )
+    s3_admin_access_key: ApiKey = Field(
+        default_factory=Secret.unset, description="of who may make the bucket; stays on this side", examples=["env:LIAP_S3_ADMIN_ACCESS_KEY"]
+    )
+    s3_admin_secret_key: OwnPassword = Field(default_factory=Secret.unset, description="its secret half", examples=["env:LIAP_S3_ADMIN_SECRET_KEY"])
+    s3_keeper_access_key: ApiKey = Field(
+        default_factory=Secret.unset, description="with which this host reads objects and tags them; empty: the backend's", examples=["env:LIAP_S3_KEEPER_ACCESS_KEY"]
+    )
+    s3_keeper_secret_key: OwnPassword = Field(default_factory=Secret.unset, description="its secret half", examples=["env:LIAP_S3_KEEPER_SECRET_KEY"])
     archive_directory: Annotated[AbsolutePath, AfterValidator(_lasting)] = Field(
         "/var/lib/liap/archive", description="directory on the host of the backend filesystem"
     )
@@ -351,8 +362,13 @@ class Liap(Section):
 
     @property
     def keeps_archive(self) -> bool:
-        """Whether completed games are kept on this host, and are to be backed up."""
-        return self.runs_postgres or (self.use_game_archival and self.archive_backend == "filesystem")
+        """Whether completed games are kept on this host, or in a bucket of its own, and are to be backed up."""
+        return self.runs_postgres or self.manages_bucket or (self.use_game_archival and self.archive_backend == "filesystem")
+
+    @property
+    def manages_bucket(self) -> bool:
+        """Whether the archive's bucket is made, backed up and kept in bounds from here."""
+        return self.use_game_archival and self.archive_backend == "s3" and self.archive_bucket_managed
 
     @property
     def memory_limit(self) -> int:
@@ -421,6 +437,8 @@ class Liap(Section):
             "s3_secret_key": self.use_game_archival and self.archive_backend == "s3",
             "postgres_password": self.use_game_archival and self.archive_backend == "postgresql",
             "stack_password": bool(self.stacks),
+            "s3_admin_access_key": self.manages_bucket,
+            "s3_admin_secret_key": self.manages_bucket,
         }
         for name, is_needed in needed.items():
             if is_needed and not getattr(self, name):
@@ -447,6 +465,10 @@ class Liap(Section):
         is_clear = self.postgres_sslmode == "disable" and not self.pgbouncer_enabled
         if self.postgres_host and self.archive_backend == "postgresql" and is_clear and not is_private(self.postgres_host):
             yield Fault("postgres_sslmode", f"must be 'require' or 'verify-full' towards {self.postgres_host}", "disable")
+        if self.archive_bucket_managed and self.archive_backend != "s3":
+            yield Fault("archive_bucket_managed", "must be False unless liap_archive_backend is 's3'", True)
+        if bool(self.s3_keeper_access_key) != bool(self.s3_keeper_secret_key):
+            yield Fault("s3_keeper_secret_key", "goes together with liap_s3_keeper_access_key")
         if self.postgres_host and self.archive_backend != "postgresql":
             yield Fault("postgres_host", "must be empty unless liap_archive_backend is 'postgresql'", self.postgres_host)
         if self.environment == "production" and not self.use_game_archival:
@@ -545,6 +567,11 @@ def host_faults(host: Any) -> Iterator[Fault]:
     if settings.environment == "production" and not (host.base.firewall_enabled and host.docker.published_enabled):
         key = "docker_published_enabled" if host.base.firewall_enabled else "base_firewall_enabled"
         yield Fault(key, "must be True in production: nothing but nginx and declared ports may be reached", False, host=host.name)
+    if settings.manages_bucket and not host.backup.enabled:
+        yield Fault(
+            "liap_archive_bucket_managed", "must be False with backup_enabled = False: nothing goes from an archive that is not backed up", True,
+            host=host.name,
+        )  # fmt: skip
     if settings.runs_postgres and host.backup.enabled and not settings.postgres_backup_password:
         yield Fault(
             "liap_postgres_backup_password", "is required to back up liap",

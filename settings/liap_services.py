@@ -140,6 +140,12 @@ def fleet_faults(backends: Mapping[str, Liap], services: Mapping[str, LiapServic
                 "liap_sentinel_peers", "must be liap_services_address of all hosts in liap_redis", ", ".join(one.sentinel_peers),
                 f"write {sorted(peers.values())!r}", name,
             )  # fmt: skip
+    managed: dict[tuple[str, str], str] = {}
+    for name, one in backends.items():
+        if one.manages_bucket:
+            first = managed.setdefault((one.s3_endpoint_url, one.archive_bucket), name)
+            if first != name:
+                yield Fault("liap_archive_bucket_managed", f"must be True on one host alone: {first} has it already", True, host=name)
     together = {**{name: one for name, one in backends.items() if one.uses_pgbouncer or one.uses_sentinel}, **services}
     for key in SAME if services else ():
         yield from differences(key, together)

@@ -17,6 +17,7 @@ from deploys import liap_services as services
 from deploys import liap_stacks
 from operations import compose
 from settings import Liap, SettingsError, load_fleet, load_host, monitoring
+from settings.archive import S3
 from settings.secret import Secret
 
 ROOT = Path(__file__).parents[2]
@@ -268,6 +269,33 @@ def test_services_can_be_planned(tmp_path):
     assert "Not planned" not in said, said
     for step in ("Run PostgreSQL", "Pool connections", "Run Redis", "Watch Redis"):
         assert f"liap services | {step}" in said, said
+
+
+MANAGED: dict[str, Any] = {
+    "liap_archive_bucket_managed": True, "liap_s3_admin_access_key": "env:LIAP_S3_ADMIN_ACCESS_KEY", "liap_s3_admin_secret_key": "env:LIAP_S3_ADMIN_SECRET_KEY",
+}  # fmt: skip
+MANAGED_ENV = {"LIAP_S3_ADMIN_ACCESS_KEY": "admin-access", "LIAP_S3_ADMIN_SECRET_KEY": "admin-secret-key-of-the-test"}
+
+
+def test_a_managed_bucket_is_made_from_this_side_and_kept_with_the_hosts_own_keys():
+    settings = load_whole(["liap", "lab"], MANAGED_ENV, **MANAGED).liap
+    backend = deploys.archive_backend(settings)
+    assert isinstance(backend, S3)
+    assert backend.faults() == []
+    assert (backend.prefix, backend.server.access_key.unmask(), backend.access_key.unmask()) == ("games/", "admin-access", "access")
+    assert deploys.questions(settings) == [], "the bucket is not there yet in a first run"
+    keeper = {"liap_s3_keeper_access_key": "env:K", "liap_s3_keeper_secret_key": "env:LIAP_STACK_PASSWORD"}
+    backend = deploys.archive_backend(load_whole(["liap", "lab"], {**MANAGED_ENV, "K": "keeper-access"}, **MANAGED, **keeper).liap)
+    assert backend.access_key.unmask() == "keeper-access"
+
+
+def test_a_bucket_that_cannot_be_managed_is_refused():
+    assert "liap_s3_admin_access_key: is required" in faults(liap_archive_bucket_managed=True)
+    assert "must be False with backup_enabled = False" in faults(env=MANAGED_ENV, **MANAGED, backup_enabled=False)
+    assert "must be False unless liap_archive_backend is 's3'" in faults(env=MANAGED_ENV, **MANAGED, liap_archive_backend="filesystem")
+    with pytest.raises(SettingsError) as error, mock.patch.dict(os.environ, {**ENV, **MANAGED_ENV}):
+        load_fleet([(name, ["liap"], {**GOOD, **MANAGED, "ssh_hostname": name}) for name in ("one", "two")], resolve=["one", "two"])
+    assert "liap_archive_bucket_managed: must be True on one host alone: one has it already" in str(error.value)
 
 
 def test_somebody_elses_services_are_asked_for():
