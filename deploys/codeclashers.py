@@ -41,6 +41,7 @@ def codeclashers() -> None:
         check_capacity=settings.capacity_check,
         check_images=settings.image_check,
         registry=pull_account(settings),
+        registry_given_by="codeclashers_registry_username and codeclashers_registry_password",
         name="Apply manifests",
     )
     _backup(settings, current().backup)

@@ -102,6 +102,7 @@ def manifests(
     check_capacity: bool = True,
     check_images: bool = True,
     registry: tuple[str, str, Secret] | None = None,
+    registry_given_by: str = "registry",
 ) -> Generator[StringCommand, None, None]:
     """
     Have one application in a cluster, whole or as it was.
@@ -113,7 +114,7 @@ def manifests(
     + keep: good revisions kept, the present one included
     + check_capacity: refuse what the nodes cannot hold, see ``settings.capacity``
     + check_images: ask registries for the images that are new; one that does not answer is passed over
-    + registry: (registry, account, password) for that
+    + registry: (registry, account, password) for that; + registry_given_by: where the operator writes it, told when it is refused
 
     The plan tells what the server would change. What is ours and no longer wanted is removed, but never a
     PersistentVolumeClaim. When a roll-out fails, the last good revision comes back with its config and secrets, and the
@@ -134,7 +135,8 @@ def manifests(
         raise OperationValueError("manifests.manifests: " + "; ".join(wrong))
     values = _values(
         application, namespace, kubectl,
-        files=wanted, keep=keep, check_images=check_images, account=registry, rollout_seconds=rollout_seconds, action="converge",
+        files=wanted, keep=keep, check_images=check_images, account=registry, account_given_by=registry_given_by,
+        rollout_seconds=rollout_seconds, action="converge",
     )  # fmt: skip
     state = host.get_fact(Manifests, application=application, _stdin=question(values))
     if state.failure:

@@ -28,6 +28,12 @@ WORKLOADS = ("Deployment", "StatefulSet")
 HOPELESS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff")  # fmt: skip
 ASK_SECONDS = 120
 LOCK_SECONDS = 300
+# A server that is restarted, or whose etcd chooses another leader, answers again within moments: neither is a reason to take a release back.
+AWAY = (
+    "Unable to connect to the server", "connection to the server", "connection refused", "connection reset", "unexpected EOF", "TLS handshake timeout",
+    "i/o timeout", "http2: client connection lost", "etcdserver:", "(ServiceUnavailable)", "the server is currently unable to handle the request",
+)  # fmt: skip
+AWAY_SECONDS = 120
 
 
 class Failure(Exception):
@@ -57,8 +63,17 @@ class Cluster:
         except subprocess.TimeoutExpired:
             raise Failure(f"kubectl {' '.join(words[:2])}: no end within {seconds} s") from None
 
+    def steadily(self, *words, given=None, seconds=ASK_SECONDS):
+        """As ``run``, and again while the server is away: so nothing is asked by it that may not be asked twice."""
+        until = time.monotonic() + AWAY_SECONDS
+        while True:
+            ended = self.run(*words, given=given, seconds=seconds)
+            if not ended.returncode or time.monotonic() > until or not any(text in ended.stderr for text in AWAY):
+                return ended
+            time.sleep(1)
+
     def ask(self, *words, given=None, seconds=ASK_SECONDS):
-        ended = self.run(*words, given=given, seconds=seconds)
+        ended = self.steadily(*words, given=given, seconds=seconds)
         if ended.returncode:
             raise Failure(f"kubectl {' '.join(words[:2])}: {said(ended)}")
         return ended.stdout
@@ -113,7 +128,7 @@ class Cluster:
         if not objects:
             return {}, []
         words = ("apply", "--server-side", f"--field-manager={MANAGER}", "--force-conflicts", "--dry-run=server")
-        ended = self.run(*words, "-o", "json", "-f", "-", given=as_list(objects))
+        ended = self.steadily(*words, "-o", "json", "-f", "-", given=as_list(objects))
         if ended.returncode == 0:
             return {key_of(item): item for item in listed(ended.stdout)}, []
         reasons = [line.strip() for line in ended.stderr.splitlines() if line.strip() and not line.startswith("Warning:")]

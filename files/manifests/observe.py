@@ -83,7 +83,7 @@ def look(values, answer):
             image: {"workloads": names, "architectures": [a for a in architectures if all(allowed(objects, name, a) for name in names)]}
             for image, names in answer["images"].items()
         }
-        answer["image_faults"] = image_faults(wanted, values["account"])
+        answer["image_faults"] = image_faults(wanted, values["account"], values["account_given_by"])
 
 
 def allowed(objects, name, architecture):

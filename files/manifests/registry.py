@@ -87,7 +87,7 @@ class ImageRegistry:
         return {self.read("blobs", found["config"]["digest"]).get("architecture", "")}
 
 
-def image_faults(wanted, account):
+def image_faults(wanted, account, given_by):
     """Return what is wrong with images: ``wanted`` is image -> {"architectures": […], "workloads": […]}."""
     faults = []
     for image, its in sorted(wanted.items()):
@@ -97,7 +97,7 @@ def image_faults(wanted, account):
         except NotThere:
             faults.append(f"image {image} of {who} is not in its registry")
         except Denied:
-            faults.append(f"image {image} of {who}: the registry refuses the account, write codeclashers_registry_username and …_password")
+            faults.append(f"image {image} of {who}: the registry refuses the account, write another one in {given_by}")
         except (NoAnswer, KeyError, ValueError):
             continue  # a node may have it, or reach it by a mirror
         else:

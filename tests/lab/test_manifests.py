@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.lab.kill import kill_both_ends
 from tests.lab.lab import Lab
 from tests.lab.provision import Run, command_line
 from tests.lab.registry import Registry
+from tests.lab.state import wait_for
 
 pytestmark = pytest.mark.soak
 
@@ -189,7 +191,8 @@ def test_rollback_brings_config_and_secret_back(shop):
 def test_what_fails_goes_back_as_a_whole(shop, kind, said):
     assert shop.run(extra=True).ok
     before, secrets, configs = shop.pods(), shop.names("secrets"), shop.names("configmaps")
-    broken: dict[str, Any] = {"greeting": f"new-{kind}", "secret": SECRET + kind, "seconds": 25}
+    # what is seen to be hopeless ends the wait by itself; a pod may take its time to be so far
+    broken: dict[str, Any] = {"greeting": f"new-{kind}", "secret": SECRET + kind, "seconds": 45 if kind == "unready" else 180}
     if kind == "image":
         broken["image"] = f"{shop.registry.name}/team/shop:gone"
     else:
@@ -261,6 +264,21 @@ def test_scale_restart_status(shop):
     ill = shop.act(f"health('shop', {{'shop': ['false']}}, {common}, name='Health')")
     assert not ill.ok, ill
     assert "not well: shop" in ill.stderr, ill
+
+
+def test_a_server_that_restarts_meanwhile_takes_nothing_back(shop):
+    host, wanted = shop.cluster.host, {"extra": True, "greeting": "through a restart"}
+    at_work = "for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q /run/hostwright/manifests-shop.lock && echo $p; done"
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(shop.run, **wanted)
+        wait_for("the program on the host", lambda: under_way.done() or host.run(at_work, check=False).stdout, 120)
+        host.run("systemctl restart k3s", timeout=300)
+        assert not under_way.done(), "the run was over before the restart"
+        run = under_way.result()
+    assert run.ok, run
+    assert run.changed == ["Shop"], run
+    assert shop.says() == "through a restart"
+    assert shop.run(**wanted).changed == []
 
 
 @pytest.mark.parametrize("seconds", [2, 6, 12, 20])

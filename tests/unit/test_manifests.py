@@ -123,6 +123,52 @@ def test_an_account_goes_to_its_own_registry_alone():
     assert program.ImageRegistry("docker.io/library/redis:7", account).account is None
 
 
+class Kubectl(program.Cluster):
+    """Answers by what it is given, one after the other: an error, or nothing for what ends well."""
+
+    def __init__(self, *errors: str) -> None:
+        super().__init__({"kubectl": ["kubectl"], "application": "shop", "namespace": "shop"})
+        self.errors = list(errors)
+
+    def run(self, *words, given=None, seconds=0):
+        error = self.errors.pop(0) if self.errors else ""
+        return types.SimpleNamespace(returncode=bool(error), stdout='{"kind": "A", "metadata": {"name": "a"}}', stderr=error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "The connection to the server 127.0.0.1:6443 was refused - did you specify the right host or port?",
+        "Unable to connect to the server: dial tcp 127.0.0.1:6443: connect: connection refused",
+        "Error from server: etcdserver: leader changed",
+        "Error from server (ServiceUnavailable): apiserver is shutting down",
+    ],
+)
+def test_a_server_that_is_away_is_asked_again(monkeypatch, error):
+    now = [0.0]
+    monkeypatch.setattr(program, "time", types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)))
+    assert Kubectl(error, error).ask("get", "x").startswith("{")
+    wanted, reasons = Kubectl(error).dry([{"kind": "A", "metadata": {"name": "a"}}])
+    assert (list(wanted), reasons) == (["A/a"], [])
+    gone = Kubectl(*[error] * 1000)
+    with pytest.raises(program.Failure, match="kubectl get x"):
+        gone.ask("get", "x")
+    assert program.AWAY_SECONDS - 2 < 1000 - len(gone.errors) < program.AWAY_SECONDS + 3
+    refused = Kubectl("Error from server (Forbidden): no", "")
+    with pytest.raises(program.Failure, match="Forbidden"):
+        refused.ask("get", "x")
+    assert refused.errors == [""], "what the server has refused is not asked again"
+
+
+def test_a_registry_that_refuses_says_where_the_account_stands(monkeypatch):
+    def denied(self):
+        raise program.Denied
+
+    monkeypatch.setattr(program.ImageRegistry, "architectures", denied)
+    faults = program.image_faults({"r.test/shop:1": {"workloads": ["shop"], "architectures": ["amd64"]}}, None, "shop_account")
+    assert faults == ["image r.test/shop:1 of shop: the registry refuses the account, write another one in shop_account"]
+
+
 def test_the_question_holds_secrets_and_its_fact_shows_none():
     text = question({"account": ("ghcr.io", "puller", Secret("canary"))})
     assert "canary" in text
