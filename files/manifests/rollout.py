@@ -4,6 +4,8 @@
 POLL = 1.5
 # How long a pod may wait for what waiting rarely brings before it is given up (s): images are pulled again, nodes come.
 PATIENCE = 20
+# Which ReplicaSet a Deployment is at.
+ROLLOUT = "deployment.kubernetes.io/revision"
 
 
 def pods_of(cluster, name):
@@ -22,11 +24,19 @@ def is_done(item):
 
 
 def is_new(cluster, item, pod):
-    """Whether a pod is of the workload's present template."""
+    """Whether a pod is of the workload's present template: that older ones are not well is what a new release may be for."""
     labels = pod["metadata"].get("labels", {})
     if item["kind"] == "StatefulSet":
         return labels.get("controller-revision-hash") == item.get("status", {}).get("updateRevision")
-    return True
+    number = item["metadata"].get("annotations", {}).get(ROLLOUT)
+    for one in cluster.items("-n", cluster.namespace, "get", "replicasets", "-l", f"app.kubernetes.io/name={item['metadata']['name']}"):
+        if one["metadata"].get("annotations", {}).get(ROLLOUT) == number and owner(one) == item["metadata"]["name"]:
+            return labels.get("pod-template-hash") == one["metadata"].get("labels", {}).get("pod-template-hash")
+    return False  # the controller has not begun
+
+
+def owner(item):
+    return next((one["name"] for one in item["metadata"].get("ownerReferences", []) if one.get("controller")), "")
 
 
 def hopeless(pod):

@@ -93,6 +93,41 @@ def test_what_waiting_does_not_bring(status, said):
     assert program.hopeless({"status": status}) == said
 
 
+class Rolling(program.Cluster):
+    """A Deployment at its second ReplicaSet, and its pods: of which one and whether they are in a loop of crashes, look after look."""
+
+    def __init__(self, *looks: dict[str, str]) -> None:
+        super().__init__({"kubectl": ["kubectl"], "application": "shop", "namespace": "shop"})
+        self.looks = list(looks)
+
+    def items(self, *words, given=None):
+        if "replicasets" in words:
+            return [
+                {"metadata": {"annotations": {program.ROLLOUT: number}, "labels": {"pod-template-hash": name}, "ownerReferences": [{"name": "shop", "controller": True}]}}
+                for number, name in (("1", "old"), ("2", "new"))
+            ]
+        if "pods" in words:
+            crash = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}
+            return [
+                {"metadata": {"name": name, "labels": {"pod-template-hash": name}}, "status": {"containerStatuses": [{"state": crash if state == "crashes" else {}}]}}
+                for name, state in self.looks[0].items()
+            ]
+        look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        done = {"updatedReplicas": 2, "replicas": 2, "availableReplicas": 2} if "old" not in look else {}
+        item = deployment(**done)
+        item["metadata"] |= {"name": "shop", "annotations": {program.ROLLOUT: "2"}}
+        return [item]
+
+
+def test_only_new_pods_say_that_a_release_does_not_come(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(program, "time", types.SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)))
+    program.wait_for(Rolling(*[{"old": "crashes", "new": "starts"}] * 60, {"new": "runs"}), [("Deployment", "shop")], 600)
+    assert now[0] > 2 * program.PATIENCE
+    with pytest.raises(program.Failure, match="pod new: CrashLoopBackOff"):
+        program.wait_for(Rolling({"old": "runs", "new": "crashes"}), [("Deployment", "shop")], 600)
+
+
 def test_reports_hide_the_values_of_secrets():
     value = base64.b64encode(b"requirepass canary-0123456789\nport 1").decode()
     hidden = program.hidden_values([{"name": "s", "objects": [{"kind": "Secret", "data": {"redis.conf": value}}]}])
