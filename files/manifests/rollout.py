@@ -12,10 +12,15 @@ def pods_of(cluster, name):
     return cluster.items("-n", cluster.namespace, "get", "pods", "-l", f"app.kubernetes.io/name={name}")
 
 
+def is_seen(item):
+    """Whether the controller has taken note of what is wanted now."""
+    return item.get("status", {}).get("observedGeneration", 0) >= item["metadata"].get("generation", 0)
+
+
 def is_done(item):
     spec, status = item["spec"], item.get("status", {})
     wanted = spec.get("replicas", 1)
-    if status.get("observedGeneration", 0) < item["metadata"].get("generation", 0):
+    if not is_seen(item):
         return False
     if item["kind"] == "Deployment":
         return status.get("updatedReplicas", 0) == wanted and status.get("replicas", 0) == wanted and status.get("availableReplicas", 0) == wanted
@@ -82,7 +87,7 @@ def wait_for(cluster, names, seconds):
             else:
                 since.pop(name, None)
             failed = [c for c in item.get("status", {}).get("conditions", []) if c.get("reason") == "ProgressDeadlineExceeded"]
-            if failed:
+            if failed and is_seen(item):  # else it was said of what was wanted before
                 raise Failure(f"{kind.lower()} {name} does not roll out: {failed[0].get('message')}")
             left.append((kind, name, reason))
         if not left:

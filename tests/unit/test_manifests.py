@@ -59,7 +59,7 @@ def test_a_revision_holds_no_secret():
     assert program.digest(files) != program.digest([{"name": "secrets", "objects": [{**secret, "metadata": {"name": "s-2"}}]}])
 
 
-def deployment(**status: int) -> dict:
+def deployment(**status: object) -> dict:
     return {"kind": "Deployment", "metadata": {"generation": 2}, "spec": {"replicas": 2}, "status": {"observedGeneration": 2, **status}}
 
 
@@ -126,6 +126,18 @@ def test_only_new_pods_say_that_a_release_does_not_come(monkeypatch):
     assert now[0] > 2 * program.PATIENCE
     with pytest.raises(program.Failure, match="pod new: CrashLoopBackOff"):
         program.wait_for(Rolling({"old": "runs", "new": "crashes"}), [("Deployment", "shop")], 600)
+
+
+def test_a_deadline_that_was_missed_before_is_not_that_of_this_roll_out(monkeypatch):
+    """What is brought back follows a roll-out whose deadline was missed, and is asked about before its controller has looked."""
+    monkeypatch.setattr(program, "time", types.SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda seconds: None))
+    late = {"conditions": [{"type": "Progressing", "reason": "ProgressDeadlineExceeded", "message": "timed out progressing"}]}
+    answers = [{**deployment(**late), "metadata": {"generation": 3}}, deployment(updatedReplicas=2, replicas=2, availableReplicas=2)]
+    cluster = types.SimpleNamespace(namespace="shop", items=lambda *words: [] if "pods" in words else [answers.pop(0)])
+    program.wait_for(cluster, [("Deployment", "shop")], 10)
+    answers = [deployment(**late)]
+    with pytest.raises(program.Failure, match="timed out progressing"):
+        program.wait_for(cluster, [("Deployment", "shop")], 10)
 
 
 def test_reports_hide_the_values_of_secrets():
