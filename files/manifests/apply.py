@@ -30,7 +30,7 @@ def renew(cluster, objects):
 
 
 def good_ones(cluster):
-    return [one for one in cluster.revisions() if one.state == "good"]
+    return [one for one in cluster.revisions() if one.is_good]
 
 
 def clean_up(cluster, files, keep):
@@ -63,11 +63,11 @@ def converge(cluster, files, values):
     first = [item for item in flat(files) if item["kind"] == "Namespace"]
     cluster.apply(first)
     revisions = cluster.revisions()
-    good = [one for one in revisions if one.state == "good"]
+    good = [one for one in revisions if one.is_good]
     before = good[-1] if good else None
     same = before is not None and before.digest == digest(files)
     number = before.number if same else max([0, *(one.number for one in revisions)]) + 1
-    cluster.store(number, files, "pending")
+    cluster.store(number, files, "again" if same else "pending")
     try:
         put(cluster, files, values["rollout_seconds"])
     except Failure as failure:

@@ -162,6 +162,11 @@ class Revision:
         self._packed = item["data"]["manifests"]
 
     @property
+    def is_good(self):
+        """Whether it was rolled out once; also while it is applied again, which a killed run leaves so."""
+        return self.state in ("good", "again")
+
+    @property
     def files(self):
         return json.loads(zlib.decompress(base64.b64decode(self._packed)))
 

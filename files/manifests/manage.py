@@ -11,7 +11,7 @@ def find(cluster, workload):
 
 
 def status(cluster, values):
-    good = [one for one in cluster.revisions() if one.state == "good"]
+    good = [one for one in cluster.revisions() if one.is_good]
     say(f"revision {good[-1].number if good else 'none'}, rollback goes to {good[-2].number if len(good) > 1 else 'none'}")
     for item in cluster.owned().values():
         if item["kind"] not in WORKLOADS:

@@ -58,12 +58,13 @@ def look(values, answer):
     answer["changes"], answer["refused"] = compared(cluster, files, live)
     if has_namespace:
         revisions = cluster.revisions()
-        good = [one for one in revisions if one.state == "good"]
+        good = [one for one in revisions if one.is_good]
         answer["revision"] = good[-1].number if good else 0
         # what a killed run left half-way, or what was never written down as good
         newest = revisions[-1] if revisions else None
-        if newest is None or newest.state not in ("good", "failed", "left"):
-            answer["unfinished"] = f"revision {newest.number} was not finished" if newest else "no revision is stored"
+        begun = [one for one in revisions if one.state == "again" or (one is newest and one.state not in ("good", "failed", "left"))]
+        if begun or newest is None:
+            answer["unfinished"] = f"revision {begun[-1].number} was not finished" if begun else "no revision is stored"
         elif not answer["changes"] and (not good or good[-1].digest != digest(files)):
             answer["unfinished"] = "what stands is not stored as a revision"
         kept = references(flat([file for one in good[-values["keep"]:] for file in one.files]))
