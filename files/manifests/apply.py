@@ -73,8 +73,9 @@ def converge(cluster, files, values):
     except Failure as failure:
         told = [str(failure), *evidence(cluster, workloads(flat(files)), hidden_values(files))]
         if before is None or same:
-            cluster.mark(number, "failed" if not same else "good")
-            told.append("nothing was good before: it was left as it is, the next run goes on" if not same else "it is what was good before: it was left as it is")
+            if not same:
+                cluster.mark(number, "failed")
+            told.append(f"{'it is what was' if same else 'nothing was'} good before: it was left as it is, the next run goes on")
             raise Failure("\n".join(told)) from None
         try:
             bring_back(cluster, before, files, values["rollout_seconds"])

@@ -30,6 +30,7 @@ class Store:
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
         self.calls, self.kill_at, self.away_at = 0, float("inf"), float("inf")
+        self.ill = False  # whatever is rolled out
 
     def put(self, item: dict[str, Any], dry: bool) -> dict[str, Any]:
         """Return what an object becomes; without ``dry`` it is so then, and its controller has been at work."""
@@ -48,7 +49,7 @@ class Store:
             made["metadata"] |= {"generation": number, "annotations": {"deployment.kubernetes.io/revision": str(number)}}
             replicas = item["spec"]["replicas"]
             made["status"] = {"observedGeneration": number}
-            if item["spec"]["template"]["spec"]["containers"][0]["image"] != "bad":
+            if item["spec"]["template"]["spec"]["containers"][0]["image"] != "bad" and not self.ill:
                 made["status"] |= {"updatedReplicas": replicas, "replicas": replicas, "availableReplicas": replicas}
         if not dry:
             self.objects[key] = made
@@ -286,6 +287,27 @@ def test_drift_is_put_right(failed_since):
         # what was good before is known all the same
         assert "is back" in fails(worse, BAD), where
         assert worse.objects["Deployment/shop"]["spec"] == ONE[3]["objects"][0]["spec"]
+
+
+def test_drift_that_cannot_be_put_right_is_owed():
+    store = at_one()
+    store.objects["Deployment/shop"]["spec"]["replicas"] = 1
+    store.ill = True
+    assert "the next run goes on" in fails(store, ONE)
+    assert owed(store, ONE) == ["revision 1 was not finished"]
+    store.ill = False
+    converge(store, ONE)
+    assert_at(store, ONE)
+
+
+def test_first_converge_that_fails_is_owed():
+    store = Store()
+    store.ill = True
+    assert "nothing was good before" in fails(store, TWO)
+    assert owed(store, TWO) == ["what stands is not stored as a revision"]
+    store.ill = False
+    converge(store, TWO)
+    assert_at(store, TWO)
 
 
 def test_rollback():
