@@ -105,7 +105,10 @@ def roll_back(cluster, values):
         put(cluster, wanted.files, values["rollout_seconds"])
     except Failure as failure:
         told = [str(failure), *evidence(cluster, workloads(flat(wanted.files)), set())]
-        put(cluster, present.files, values["rollout_seconds"])
+        try:
+            put(cluster, present.files, values["rollout_seconds"])
+        except Failure as second:
+            raise Failure("\n".join([*told, f"revision {present.number}, which served, did not come back: {second}"])) from None
         raise Failure("\n".join([*told, f"revision {present.number} is back"])) from None
     stored = {key_of(item) for item in flat(wanted.files)}
     kept = references(flat([file for one in good for file in one.files]))

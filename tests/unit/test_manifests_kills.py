@@ -310,6 +310,16 @@ def test_first_converge_that_fails_is_owed():
     assert_at(store, TWO)
 
 
+def test_rollback_that_fails_both_ways_tells_of_both():
+    store = at_two()
+    store.ill = True
+    with pytest.raises(Exception, match=r"(?s)deployment shop does not roll out.*revision 2, which served, did not come back"):
+        rollback(store)
+    store.ill = False
+    converge(store, TWO)
+    assert_at(store, TWO)
+
+
 def test_rollback():
     for _, store in kills(at_two, rollback):
         again = copy.deepcopy(store)
