@@ -266,27 +266,6 @@ def test_scale_restart_status(shop):
     assert "not well: shop" in ill.stderr, ill
 
 
-def test_pods_that_are_ill_already_do_not_hold_a_release_back(shop):
-    """What serves cannot start again: its config is gone. The new pods take longer than such a fault is borne with."""
-    settled = {"extra": True, "settle": 15}
-    assert shop.run(**settled, greeting="to be ill").ok
-    template = shop.cluster.get("deployment", "shop", "-n", "shop")["spec"]["template"]["spec"]
-    shop.cluster.kubectl("delete", "configmap", template["containers"][0]["envFrom"][0]["configMapRef"]["name"], "-n", "shop")
-    for pod in shop.pods():
-        shop.cluster.kubectl("exec", pod, "-n", "shop", "--", "kill", "1", check=False)
-
-    def waiting_for() -> set[str]:
-        pods = shop.cluster.get("pods", "-n", "shop")["items"]
-        return {one["state"].get("waiting", {}).get("reason", "") for pod in pods for one in pod["status"].get("containerStatuses", [])}
-
-    wait_for("pods to be ill", lambda: waiting_for() == {"CreateContainerConfigError"}, 120, pause=0.5)
-    run = shop.run(**settled, greeting="well again")
-    assert run.ok, run
-    assert shop.says() == "well again"
-    assert len(shop.pods()) == 2
-    assert shop.run(**settled, greeting="well again").changed == []
-
-
 def test_a_server_that_restarts_meanwhile_takes_nothing_back(shop):
     host, wanted = shop.cluster.host, {"extra": True, "greeting": "through a restart"}
     at_work = "for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q /run/hostwright/manifests-shop.lock && echo $p; done"
