@@ -52,7 +52,7 @@ labels = {"app.kubernetes.io/name": "shop"}
 workload = {
     "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "shop", "namespace": "shop"},
     "spec": {
-        "replicas": P["replicas"], "minReadySeconds": P["settle"], "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "replicas": P["replicas"], "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "selector": {"matchLabels": labels},
         "template": {"metadata": {"labels": labels}, "spec": {
             "terminationGracePeriodSeconds": 2, "automountServiceAccountToken": False,
@@ -94,7 +94,7 @@ class Shop:
     def text(self, **differs: Any) -> str:
         given = {
             "greeting": "one", "mode": "", "secret": SECRET, "replicas": 2, "image": self.image, "extra": False, "bad": False, "seconds": 240,
-            "settle": 0, "cpu": "10m", "check_images": False, "registry": self.registry.name, "account": "", "password": "", **differs,
+            "cpu": "10m", "check_images": False, "registry": self.registry.name, "account": "", "password": "", **differs,
         }  # fmt: skip
         return TEMPLATE % json.dumps(given)
 
