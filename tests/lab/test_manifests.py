@@ -52,7 +52,7 @@ labels = {"app.kubernetes.io/name": "shop"}
 workload = {
     "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "shop", "namespace": "shop"},
     "spec": {
-        "replicas": P["replicas"], "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "replicas": P["replicas"], "minReadySeconds": P["settle"], "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "selector": {"matchLabels": labels},
         "template": {"metadata": {"labels": labels}, "spec": {
             "terminationGracePeriodSeconds": 2, "automountServiceAccountToken": False,
@@ -94,7 +94,7 @@ class Shop:
     def text(self, **differs: Any) -> str:
         given = {
             "greeting": "one", "mode": "", "secret": SECRET, "replicas": 2, "image": self.image, "extra": False, "bad": False, "seconds": 240,
-            "cpu": "10m", "check_images": False, "registry": self.registry.name, "account": "", "password": "", **differs,
+            "settle": 0, "cpu": "10m", "check_images": False, "registry": self.registry.name, "account": "", "password": "", **differs,
         }  # fmt: skip
         return TEMPLATE % json.dumps(given)
 
@@ -264,6 +264,29 @@ def test_scale_restart_status(shop):
     ill = shop.act(f"health('shop', {{'shop': ['false']}}, {common}, name='Health')")
     assert not ill.ok, ill
     assert "not well: shop" in ill.stderr, ill
+
+
+def test_pods_that_are_ill_already_do_not_hold_a_release_back(shop):
+    """What serves cannot start again: its config is gone. The new pods take longer than such a fault is borne with."""
+    settled: dict[str, Any] = {"settle": 15}
+    assert shop.run(**settled, greeting="to be ill").ok
+    template = shop.cluster.get("deployment", "shop", "-n", "shop")["spec"]["template"]["spec"]
+    shop.cluster.kubectl("delete", "configmap", template["containers"][0]["envFrom"][0]["configMapRef"]["name"], "-n", "shop")
+    # the kubelet keeps a config that is immutable as long as a pod has it
+    shop.cluster.kubectl("scale", "deployment", "shop", "-n", "shop", "--replicas=0")
+    wait_for("the pods' end", lambda: not shop.cluster.get("pods", "-n", "shop")["items"], 120, pause=0.5)
+    shop.cluster.kubectl("scale", "deployment", "shop", "-n", "shop", "--replicas=2")
+
+    def waiting_for() -> set[str]:
+        pods = shop.cluster.get("pods", "-n", "shop")["items"]
+        return {one["state"].get("waiting", {}).get("reason", "") for pod in pods for one in pod["status"].get("containerStatuses", [])}
+
+    wait_for("pods to be ill", lambda: waiting_for() == {"CreateContainerConfigError"}, 120, pause=0.5)
+    run = shop.run(**settled, greeting="well again")
+    assert run.ok, run
+    assert shop.says() == "well again"
+    assert len(shop.pods()) == 2
+    assert shop.run(**settled, greeting="well again").changed == []
 
 
 def test_a_server_that_restarts_meanwhile_takes_nothing_back(shop):
