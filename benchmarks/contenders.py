@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import figures
 from benchmarks.fleet import STATE, Target
+from tests.lab.provision import environment
 from tests.lab.state import REPOSITORY, LabError, run
 
 PLAYBOOK = Path(__file__).with_name("ansible")
@@ -38,12 +39,9 @@ def _timed(command: Sequence[str | Path], env: Mapping[str, str], what: str) -> 
 
     Raise LabError, with the end of what it printed, when it fails.
     """
-    # make forbids Python to write its bytecode into the tree; an operator's shell does not, and keeps it.
-    whole = {**os.environ, "NO_COLOR": "1", "PYTHONPYCACHEPREFIX": str(STATE / "bytecode"), **env}
-    whole.pop("PYTHONDONTWRITEBYTECODE", None)
     before = time.monotonic()
     done = subprocess.run(
-        [str(word) for word in command], cwd=REPOSITORY, env=whole, text=True,
+        [str(word) for word in command], cwd=REPOSITORY, env=environment(env), text=True,
         capture_output=True, stdin=subprocess.DEVNULL, timeout=_TIMEOUT,
     )  # fmt: skip
     seconds = time.monotonic() - before

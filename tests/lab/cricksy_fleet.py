@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import subprocess
 import tempfile
@@ -16,7 +15,7 @@ from tests.lab import apps, network
 from tests.lab.authority import Authority
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
-from tests.lab.provision import PYINFRA, Run, command_line, provision
+from tests.lab.provision import PYINFRA, Run, command_line, environment, provision
 from tests.lab.s3server import S3Server
 from tests.lab.state import REPOSITORY, wait_for
 
@@ -124,7 +123,7 @@ class Fleet:
             return subprocess.run(
                 [str(PYINFRA), "-y", str(self.inventory(Path(scratch))), *words], cwd=REPOSITORY, text=True, timeout=900,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                env={**os.environ, **self.secrets, "NO_COLOR": "1"},
+                env=environment(self.secrets),
             )  # fmt: skip
 
     def inventory(self, scratch: Path) -> Path:

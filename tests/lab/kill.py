@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.lab.hosts import LabHost
+from tests.lab.provision import environment
 from tests.lab.state import REPOSITORY, wait_for
 
 SEED = int(os.environ.get("HOSTWRIGHT_KILL_SEED", random.SystemRandom().randrange(10**6)))
@@ -48,7 +49,7 @@ def kill_run(command: Sequence[str], env: Mapping[str, str], point: Point) -> st
     + command: as ``provision.command_line`` returns it; + env: further environment variables
     """
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, env={**os.environ, "NO_COLOR": "1", **env},
+        command, cwd=REPOSITORY, env=environment(env),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -73,7 +74,7 @@ def kill_both_ends(command: Sequence[str], env: Mapping[str, str], host: LabHost
     + lock: file on the host that the program holds open while it works; + seconds: after it was seen to
     """
     run = subprocess.Popen(
-        command, cwd=REPOSITORY, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        command, cwd=REPOSITORY, env=environment(env), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     holders = f"for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q {lock} && echo ${{p#/proc/}}; done"

@@ -133,7 +133,7 @@ def down(slots: list[int]) -> list[str]:
 
 def clean() -> list[str]:
     """Remove what :func:`down` keeps: images, cached packages, keys; return what was removed. No slot may be in use."""
-    known = ("images", "packages", "pip", "slots", "acme-ca", "key", "key.pub", "cache.log", *(f.name for f in ROOT.glob("*.lock")))
+    known = ("images", "packages", "pip", "bytecode", "slots", "acme-ca", "key", "key.pub", "cache.log", *(f.name for f in ROOT.glob("*.lock")))
     removed = [str(ROOT / name) for name in known if (ROOT / name).exists()]
     if removed:
         run("rm", "-rf", "--one-file-system", "--", *removed)

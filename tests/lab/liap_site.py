@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
-from tests.lab.provision import PYINFRA, Run, command_line, provision
+from tests.lab.provision import PYINFRA, Run, command_line, environment, provision
 from tests.lab.registry import Registry
 from tests.lab.state import REPOSITORY
 
@@ -112,7 +112,7 @@ class Site:
             return subprocess.run(
                 [str(PYINFRA), "-y", f"{scratch}/inventory.py", *words], cwd=REPOSITORY, text=True, timeout=900,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                env={**os.environ, **self.secrets, "NO_COLOR": "1"},
+                env=environment(self.secrets),
             )  # fmt: skip
 
     def ids(self) -> dict[str, str]:

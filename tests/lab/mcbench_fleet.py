@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -16,7 +15,7 @@ from typing import Any
 from tests.lab import images
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
-from tests.lab.provision import PYINFRA, Run, command_line, provision
+from tests.lab.provision import PYINFRA, Run, command_line, environment, provision
 from tests.lab.registry import Registry
 from tests.lab.state import REPOSITORY, wait_for
 
@@ -163,7 +162,7 @@ class Fleet:
             return subprocess.run(
                 [str(PYINFRA), "-y", f"{scratch}/inventory.py", *words], cwd=REPOSITORY, text=True, timeout=900,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                env={**os.environ, **ENV, "NO_COLOR": "1"},
+                env=environment(ENV),
             )  # fmt: skip
 
     def containers(self) -> dict[str, dict[str, str]]:

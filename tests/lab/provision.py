@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.hosts import LabHost
-from tests.lab.state import REPOSITORY
+from tests.lab.state import REPOSITORY, ROOT
 
 PYINFRA = Path(sys.executable).with_name("pyinfra")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -76,13 +76,24 @@ def provision(
             host_data=host_data,
         )  # fmt: skip
         done = subprocess.run(
-            command, cwd=REPOSITORY, env={**os.environ, "NO_COLOR": "1", **(env or {})}, text=True,
+            command, cwd=REPOSITORY, env=environment(env or {}), text=True,
             capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout,
         )  # fmt: skip
     run = _read(done)
     if not run.ok:
         print(run)  # noqa: T201 - pytest shortens what an assertion shows; of a failed test it shows this whole
     return run
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a pyinfra process: ours, and ``more``.
+
+    make forbids Python to write its bytecode into the tree; an operator's shell does not. Here it is kept beside the
+    hosts: without it a fifth of what it takes to start pyinfra is spent on compiling the same modules again.
+    """
+    known = {**os.environ, "NO_COLOR": "1", "PYTHONPYCACHEPREFIX": str(ROOT / "bytecode"), **more}
+    known.pop("PYTHONDONTWRITEBYTECODE", None)
+    return known
 
 
 def command_line(
