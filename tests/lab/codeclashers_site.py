@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.lab.k3s import Cluster
 from tests.lab.kill import kill_both_ends
 from tests.lab.provision import Run, command_line
 from tests.lab.registry import Registry
+from tests.lab.state import wait_for
 
 SECRETS = {
     name: f"canary-{name.lower()}-0123456789"
@@ -68,6 +70,21 @@ while :; do
 done
 """,
 }
+BARE_ANSWER = """import http.server
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"bare")
+
+    def log_message(self, *words):
+        pass
+
+http.server.ThreadingHTTPServer.request_queue_size = 511  # as the application's: all askers begin at once
+http.server.ThreadingHTTPServer(("0.0.0.0", 8088), Answer).serve_forever()
+"""
 
 
 class Site:
@@ -146,5 +163,16 @@ class Site:
         script = f"REDISCLI_AUTH=$(cat /etc/redis/password) redis-cli {' '.join(words)}"
         return self.cluster.kubectl("exec", "-n", "codeclashers", "redis-0", "--", "sh", "-c", script).strip()
 
-    def players(self, **differs: Any) -> Players:
-        return Players(self.host.address, 2567, **differs)
+    def players(self, port: int = 2567, **differs: Any) -> Players:
+        return Players(self.host.address, port, **differs)
+
+    @contextlib.contextmanager
+    def bare_answer(self) -> Iterator[int]:
+        """Give a port of the node where a program of a few lines answers at once: what can be had from the machine as it is."""
+        self.host.write("/root/bare_answer.py", BARE_ANSWER)
+        self.host.run("systemd-run --quiet --collect --unit=bare-answer python3 /root/bare_answer.py")
+        try:
+            wait_for("the bare answer", lambda: not self.host.run("curl -fs -m 5 -o /dev/null http://127.0.0.1:8088/", check=False).returncode, 60)
+            yield 8088
+        finally:
+            self.host.run("systemctl stop bare-answer")

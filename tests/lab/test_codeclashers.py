@@ -59,15 +59,23 @@ def test_health_and_status(site):
     assert "colyseus: 2 of 2 ready" in status.stderr, status
 
 
-def test_upgrade_under_matches_and_requests(site):
+def test_upgrade_under_matches_and_requests(site, capsys):
     databases = {name: uid for name, uid in site.pods().items() if name.startswith(("mongodb", "redis", "postgres", "judge0"))}
-    with site.players(matches=100, seconds=15, rate=50) as players:
+    with (
+        site.bare_answer() as port, site.players(matches=100, seconds=15, rate=50) as players,
+        site.players(port, matches=0, rate=10) as control,
+    ):  # fmt: skip
         run = site.run(version="v2")
     assert run.ok, run
-    print(f"matches finished {players.finished}, answers {players.answers} at {players.pace:.0f}/s, faults {len(players.faults)}")  # noqa: T201
+    said = f"{players.finished} matches, {players.answers} answers at {players.pace:.1f}/s of 50; a bare answer at {control.pace:.1f}/s of 10"
+    with capsys.disabled():
+        print(f"\nupgrade: {said}")  # noqa: T201 - the figures that docs and readers want
     assert players.faults == [], players.faults[:5]
+    assert control.faults == [], control.faults[:5]
     assert players.finished >= 100
-    assert players.pace > 40, "the load was not there"
+    # Whoever asks keeps the pace while each answer comes within a second. A machine without a free core keeps nobody's: then the application
+    # has to answer nearly as often as the bare answer does, which is asked beside it, by the same program.
+    assert players.pace / 50 > 0.8 * control.pace / 10, said
     assert "v2" in players.releases
     assert databases.items() <= site.pods().items()
     assert site.run(version="v2").changed == []
