@@ -1,4 +1,4 @@
-"""liap's archive in a bucket through the whole deploy.py: games come in, what is past its limit goes, and all of it comes back."""
+"""liap's archive through the whole deploy.py, on each backend: games come in, what is past its limit goes, and all of it comes back."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(3000)]
 DEPLOY = REPOSITORY / "deploy.py"
 BARE = "bare-archive"
 COPIES = "/var/backups/hostwright"
+FILES = "/var/lib/liap/archive"
+PROGRAM = "/usr/local/lib/hostwright/archive"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,88 @@ def becomes_another_machine(site: Site, **settings: object) -> None:
 def restore(site: Site, kind: str, **settings: object) -> None:
     done = site.type("deploys.backup.restore", f"source=liap-archive-{kind}", "at=verified", **settings)
     assert done.returncode == 0, done.stdout
+
+
+def test_files(site: Site) -> None:
+    host = site.host
+    fresh(site)
+    report = play(site, 20)
+    assert report.lost == []
+    wait_for("all games in files", lambda: site.archived() >= report.finished, 60)
+    old = sorted(report.finished)[:5]
+    for game in old:
+        host.run(f"touch -d '91 days ago' $(find {FILES} -name {game}.json)")
+    assert "no copy of liap-archive-filesystem is verified" in job(site, "filesystem", check=False)
+    copy(site, "filesystem", drill=False)
+    assert "no copy of liap-archive-filesystem is verified" in job(site, "filesystem", check=False), "a copy that nobody restored has been enough"
+    copy(site, "filesystem")
+    # they were given that date a moment ago: a copy is only good for what was there five hours before it
+    assert "0 removed" in job(site, "filesystem")
+    assert site.archived() == report.finished
+    # the hours that have to pass: when a file came cannot be set
+    host.run(f"sed -i 's/^COPYING = .*/COPYING = timedelta(0)/' {PROGRAM}")
+    assert "5 removed" in job(site, "filesystem")
+    kept = report.finished - set(old)
+    assert site.archived() == kept
+    # and it is put right
+    run = site.run(DEPLOY)
+    assert len(run.changed) == 1, run
+    copy(site, "filesystem")
+    sums = f"cd {FILES} && find . -type f -exec sha256sum {{}} + | sort"
+    before = host.run(sums).stdout
+
+    becomes_another_machine(site)
+    assert site.archived() == set()
+    # a running backend has the directory mounted that a restore moves aside
+    for step in ("stop", "start"):
+        done = site.type(f"deploys.liap.{step}")
+        assert done.returncode == 0, done.stdout
+        if step == "stop":
+            restore(site, "filesystem")
+    assert host.run(f"stat -c '%a %U' {FILES}").stdout == "750 liap\n"
+    assert host.run(sums).stdout == before
+    assert len(play(site, 10).finished) == 10
+    wait_for("new games beside them", lambda: len(site.archived()) == len(kept) + 10, 60)
+    assert site.run(DEPLOY).changed == []
+
+
+def test_postgresql(site: Site) -> None:
+    settings = {"archive_backend": "postgresql"}
+    fresh(site, **settings)
+    ask = "docker exec -i liap-postgres-1 psql -U archive -d liap_archive -v ON_ERROR_STOP=1 -XAtq"
+
+    def sql(text: str) -> str:
+        return str(site.host.run(ask, input=text).stdout.strip())
+
+    def games() -> set[str]:
+        return set(sql("SELECT game_id FROM archive.completed_games").split())
+
+    report = play(site, 20)
+    assert report.lost == []
+    wait_for("all games in the database", lambda: games() >= report.finished, 60)
+    old = sorted(report.finished)[:5]
+    those = ", ".join(f"'{game}'" for game in old)
+    aged = "interval '91 days'"
+    sql(f"UPDATE archive.completed_games SET completed_at = completed_at - {aged}, archived_at = archived_at - {aged} WHERE game_id IN ({those});"
+        f"UPDATE archive.game_events SET event_timestamp = event_timestamp - {aged}, archived_at = archived_at - {aged} WHERE game_id IN ({those})")  # fmt: skip
+    assert "no copy of liap-archive-postgresql is verified" in job(site, "postgresql", check=False)
+    assert games() == report.finished
+    copy(site, "postgresql")
+    assert "5 removed" in job(site, "postgresql")
+    kept = report.finished - set(old)
+    assert games() == kept
+    assert sql(f"SELECT count(*) FROM archive.game_events WHERE game_id IN ({those})") == "0"
+    copy(site, "postgresql")
+    digest = "SELECT md5(string_agg(g::text, '|' ORDER BY game_id)), (SELECT md5(string_agg(e::text, '|' ORDER BY id)) FROM archive.game_events e) FROM archive.completed_games g"
+    before = sql(digest)
+
+    becomes_another_machine(site, **settings)
+    assert games() == set()
+    restore(site, "postgresql", **settings)
+    assert sql(digest) == before
+    assert len(play(site, 10).finished) == 10
+    wait_for("new games beside them", lambda: len(games()) == len(kept) + 10, 60)
+    assert site.run(DEPLOY, **settings).changed == []
 
 
 def test_s3(lab: Lab, site: Site, tmp_path: Path) -> None:
