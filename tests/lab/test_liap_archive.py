@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -111,6 +112,39 @@ def test_files(site: Site) -> None:
     assert len(play(site, 10).finished) == 10
     wait_for("new games beside them", lambda: len(site.archived()) == len(kept) + 10, 60)
     assert site.run(DEPLOY).changed == []
+
+
+def test_checks_say_when_files_are_not_kept_in_bounds(site: Site, tmp_path: Path) -> None:
+    host, unit = site.host, "hostwright-archive-liap-archive-filesystem"
+    config, stamp = "/etc/hostwright/archive/liap-archive-filesystem.json", f"/var/lib/systemd/timers/stamp-{unit}.timer"
+    if not host.exists(config):
+        fresh(site)
+        report = play(site, 10)
+        wait_for("all games in files", lambda: site.archived() >= report.finished, 60)
+    site.command(tmp_path, DEPLOY)
+
+    def checks() -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/verify/test_liap.py", "-k", "in_bounds", "--inventory", tmp_path / "inventory.py"],
+            cwd=REPOSITORY, text=True, capture_output=True, timeout=600,
+        ).stdout  # fmt: skip
+
+    assert "1 passed" in checks()
+    copy(site, "filesystem")
+    job(site, "filesystem")
+    assert "1 passed" in checks()
+    for broken, cured, said in (
+        (f"systemctl stop {unit}.timer", f"systemctl start {unit}.timer", "timer does not run"),
+        (f"systemctl disable {unit}.timer", f"systemctl enable {unit}.timer", "timer does not run"),
+        (f"touch -d '31 hours ago' {stamp}", f"touch {stamp}", "has not gone off"),
+        (f"sed -i 's/\"days\": 90/\"days\": 900/' {config}", f"sed -i 's/\"days\": 900/\"days\": 90/' {config}", "limit is 900 days"),
+        (f"mv {COPIES} /root/away; ! systemctl start {unit}", f"mv /root/away {COPIES}; systemctl start {unit}", "last run has failed"),
+    ):
+        host.run(broken, timeout=300)
+        found = checks()
+        host.run(cured, timeout=300)
+        assert said in found, found
+    assert "1 passed" in checks()
 
 
 def test_postgresql(site: Site) -> None:

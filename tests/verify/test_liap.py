@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-from deploys.liap import PROJECT, spec
+from deploys.liap import ARCHIVE, PROJECT, archive_backend, spec
 from settings import Host, Liap
 from settings.liap import APP_PORT
+from tests.verify import archive
 from tests.verify.conftest import Machine
 
 SYSTEM = "liap"
@@ -43,11 +44,17 @@ def _metrics(settings: Host) -> str:
     return f"curl -sS -m 10 http://127.0.0.1:{found.metrics_port}/metrics | grep -v '^#' | head -c 10000" if found.metrics_enabled else ""
 
 
+def _retention(settings: Host) -> str:
+    backend = archive_backend(_liap(settings))
+    return archive.question(f"{ARCHIVE}-{backend.kind}") if backend and settings.backup.enabled else ""
+
+
 EVIDENCE = {
     "liap_stack": _stack,
     "liap_health": _health,
     "liap_redis": _redis,
     "liap_metrics": _metrics,
+    "liap_retention": _retention,
     "liap_listening": "ss -Hltn | awk '{ print $4 }'",
 }
 
@@ -80,6 +87,12 @@ def test_redis_forgets_rather_than_grows_and_asks_for_a_password(machine: Machin
 def test_metrics_are_shown(machine: Machine) -> None:
     if _liap(machine.settings).metrics_enabled:
         assert machine.lines("liap_metrics")
+
+
+def test_archive_is_kept_in_bounds(machine: Machine) -> None:
+    settings = _liap(machine.settings)
+    if settings.keeps_archive and machine.settings.backup.enabled:
+        archive.assert_in_bounds(machine.lines("liap_retention"), settings.archive_retention_days)
 
 
 def test_only_nginx_listens_beyond_the_host(machine: Machine) -> None:

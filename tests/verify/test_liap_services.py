@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 
+from deploys.liap_services import ARCHIVE
 from facts.sentinel import PROGRAM as ROLE_PROGRAM
 from operations.pgbouncer import PROGRAM, UNIT
 from settings import Host, LiapServices
 from settings.liap import REDIS
+from tests.verify import archive
 from tests.verify.conftest import Machine
 
 SYSTEM = "liap_services"
@@ -40,9 +42,14 @@ def _sentinel(settings: Host) -> str:
     return f"systemctl is-active redis-server@{REDIS} redis-sentinel@{REDIS} && {ROLE_PROGRAM} look {REDIS}" if found.runs_sentinel else ""
 
 
+def _retention(settings: Host) -> str:
+    return archive.question(ARCHIVE) if _services(settings).runs_pgbouncer and settings.backup.enabled else ""
+
+
 EVIDENCE = {
     "liap_pool": _pool,
     "liap_rights": _rights,
+    "liap_services_retention": _retention,
     "liap_sentinel": _sentinel,
     "liap_services_listening": "ss -Hltn | awk '{ print $4 }'",
 }
@@ -65,6 +72,12 @@ def test_pgbouncer_answers_and_pools_as_it_should(machine: Machine) -> None:
 def test_backends_may_not_remove_games(machine: Machine) -> None:
     if _services(machine.settings).runs_pgbouncer:
         assert machine.lines("liap_rights") == ["f"]
+
+
+def test_archive_is_kept_in_bounds(machine: Machine) -> None:
+    settings = _services(machine.settings)
+    if settings.runs_pgbouncer and machine.settings.backup.enabled:
+        archive.assert_in_bounds(machine.lines("liap_services_retention"), settings.archive_retention_days)
 
 
 def test_the_sentinel_knows_a_primary_and_all_of_its_peers(machine: Machine) -> None:
