@@ -14,12 +14,14 @@ from tests.lab.k3s import Cluster, Mirror
 from tests.lab.lab import Lab
 from tests.lab.provision import Run, provision
 from tests.lab.scan import scan
-from tests.lab.state import wait_for
+from tests.lab.state import run, wait_for
 from tests.lab.watched import DEPLOY, Watcher
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(2400)]
 
 FIGURES = "/var/lib/prometheus/node-exporter/k3s.prom"
+KUBELET = "/var/lib/kubelet"
+TLS = "/var/lib/rancher/k3s/server/tls"
 OFTEN = "while :; do systemctl start hostwright-k3s-health.service; sleep 4; done"
 JOB = """apiVersion: batch/v1
 kind: Job
@@ -30,6 +32,17 @@ spec:
     spec:
       restartPolicy: Never
       containers: [{name: migrate, image: IMAGE, command: ["false"]}]
+"""
+SHAKY = """apiVersion: v1
+kind: Pod
+metadata: {name: shaky}
+spec:
+  volumes: [{name: state, emptyDir: {}}]
+  containers:
+  - name: shaky
+    image: IMAGE
+    command: [sh, -c, "while ! test -e /state/ill; do sleep 1; done; exit 1"]
+    volumeMounts: [{name: state, mountPath: /state}]
 """
 CLAIM = """apiVersion: v1
 kind: PersistentVolumeClaim
@@ -48,20 +61,32 @@ class Server(Watcher):
         self.mirror, self.registry = Mirror(lab.slot).start(), lab.registry()
         self.host = k3s.equip(lab.host("t-watch-k3s"))
         self.cluster = Cluster(self.host)
+        self._own_disk()
         super().__init__(self.host)
         self.own = canary.new(("K3S_TOKEN", "BACKUP_PASSWORD", "HOOK_TOKEN"))
         self.env = {**self.own, "MONITORING_WEBHOOK_URL": f"http://127.0.0.1:18080/{self.own['HOOK_TOKEN']}", "REGISTRY_PASSWORD": self.registry.password}
 
+    def _own_disk(self) -> None:
+        """Give the kubelet a file system of its own, small enough to be filled: the host's is that of the whole machine."""
+        image = self.host.directory / "kubelet.img"
+        run("truncate", "-s", "64M", image)
+        run("mkfs.ext4", "-q", "-m", "0", image)
+        self.device = run("losetup", "--find", "--show", image).strip()
+        number = self.device.removeprefix("/dev/loop")
+        self.host.run(f"test -e {self.device} || mknod -m 660 {self.device} b 7 {number}; mkdir -p {KUBELET} && mount {self.device} {KUBELET}")
+
     def run(self, deploy: str | Path = DEPLOY, **settings: Any) -> Run:
         version, account = k3s.versions()[0], {"username": self.registry.username, "password": "env:REGISTRY_PASSWORD", "ca": self.registry.ca}
         monitoring = {
-            "enabled": True, "webhook_url": "env:MONITORING_WEBHOOK_URL", "scrape_seconds": 2, "hold_seconds": 2, "group_seconds": 1, "window_seconds": 60, **settings,
+            "enabled": True, "webhook_url": "env:MONITORING_WEBHOOK_URL", "scrape_seconds": 2, "hold_seconds": 2, "group_seconds": 1, "window_seconds": 150, **settings,
         }  # fmt: skip
         data = {
             "k3s_version": version,
             "k3s_sums": self.mirror.sums(version),
             "k3s_release_url": self.mirror.url,
             "k3s_token": "env:K3S_TOKEN",
+            # five minutes, if it is not told: so long a node says that it is short of something when it is not any more
+            "k3s_config": {"kubelet-arg": ["eviction-pressure-transition-period=10s"]},
             "k3s_node_networks": [f"{self.host.address}/32"],
             "k3s_registries": {self.registry.name: account},
             "base_exposure": [{"port": 5353, "proto": proto, "sources": ["10.42.0.0/16"], "why": "DNS of the lab"} for proto in ("udp", "tcp")],
@@ -75,13 +100,16 @@ class Server(Watcher):
 @pytest.fixture(scope="module")
 def server(lab: Lab) -> Iterator[Server]:
     made = Server(lab)
-    done = made.run()
-    assert done.ok, done
-    # what is asked for every minute is asked for more often here
-    made.host.run(f"systemd-run --quiet --collect --unit=often sh -c '{OFTEN}'")
-    yield made
-    made.mirror.stop()
-    lab.destroy(made.host)
+    try:
+        done = made.run()
+        assert done.ok, done
+        # what is asked for every minute is asked for more often here
+        made.host.run(f"systemd-run --quiet --collect --unit=often sh -c '{OFTEN}'")
+        yield made
+    finally:
+        made.mirror.stop()
+        lab.destroy(made.host)
+        run("losetup", "--detach", made.device)
 
 
 def test_the_cluster_is_told_and_a_second_run_changes_nothing(server, stranger):
@@ -127,6 +155,45 @@ def test_job_failed(server):
 
 def test_claim_pending(server):
     server.fires_and_resolves("ClaimPending", server.host, lambda: server.cluster.apply(CLAIM), lambda: server.cluster.kubectl("delete", "pvc", "data"))
+
+
+def test_a_pod_starts_again_and_again(server):
+    image = server.registry.image("busybox", "1")
+    server.cluster.apply(SHAKY.replace("IMAGE", image))
+    server.cluster.kubectl("wait", "--for=condition=Ready", "pod/shaky", "--timeout=240s", timeout=260)
+    wait_for("its figure", lambda: server.query('hostwright_k3s_container_restarts_total{pod="shaky"} == 0'), 120, pause=1)
+    state = server.host.run(f"find {KUBELET}/pods -type d -path '*/volumes/*empty-dir/state'").stdout.strip()
+    server.fires_and_resolves("PodRestarts", server.host, lambda: server.host.run(f"touch {state}/ill"), lambda: server.host.run(f"rm {state}/ill"))
+    server.cluster.kubectl("delete", "pod", "shaky", "--grace-period=1")
+
+
+def test_node_short_of_disk(server):
+    host = server.host
+    fill = f"fallocate -l $(($(df --output=avail -B1 {KUBELET} | tail -n 1) - 262144)) {KUBELET}/filler"
+    server.fires_and_resolves("NodePressure", host, lambda: host.run(fill), lambda: host.run(f"rm {KUBELET}/filler"))
+    wait_for("room for pods", lambda: "disk-pressure" not in server.cluster.kubectl("get", "node", host.name, "-o", "jsonpath={.spec.taints}"), 120, pause=1)
+
+
+def test_node_not_ready(server):
+    """Its kubelet hangs: the cluster hears nothing of the node any more."""
+    host = server.host
+    server.fires_and_resolves("NodeNotReady", host, lambda: host.run("kill -STOP $(pidof kubelet)"), lambda: host.run("kill -CONT $(pidof kubelet)"))
+    server.cluster.wait_ready()
+
+
+def test_certificate_of_the_api_server_aged(server):
+    """It is signed by the cluster's own authority, as k3s's is; the API server takes a new one within a minute."""
+    host, pair = server.host, f"{TLS}/serving-kube-apiserver"
+
+    def age() -> None:
+        names = f"subjectAltName=IP:127.0.0.1,IP:10.43.0.1,IP:{host.address},DNS:localhost,DNS:kubernetes,DNS:{host.name}"
+        host.run(
+            f"cp -p {pair}.crt /run/kept.crt; openssl req -new -key {pair}.key -subj /CN=kube-apiserver -out /run/aged.csr && printf '%s\n' {names} > /run/aged.ext && "
+            f"openssl x509 -req -days 5 -CA {TLS}/server-ca.crt -CAkey {TLS}/server-ca.key -set_serial 7 -extfile /run/aged.ext -in /run/aged.csr -out /run/aged.crt && "
+            f"cat /run/aged.crt > {pair}.crt"
+        )
+
+    server.fires_and_resolves("ClusterCertificateExpires", host, age, lambda: host.run(f"cat /run/kept.crt > {pair}.crt; rm /run/kept.crt /run/aged.*"))
 
 
 def test_api_server_gone(server):
