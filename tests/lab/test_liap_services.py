@@ -1,8 +1,9 @@
-"""PgBouncer and Sentinel by liap's settings, through the whole deploy.py: games come in, nothing is open, a second run changes nothing."""
+"""PgBouncer and Sentinel by liap's settings, through the whole deploy.py: games go on when the primary is lost."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from tests.lab import canary
 from tests.lab.authority import Authority
 from tests.lab.hosts import LabHost
 from tests.lab.lab import Lab
-from tests.lab.liap_site import Site, play
+from tests.lab.liap_site import Players, Site, play, wait_until
 from tests.lab.scan import scan
 from tests.lab.state import REPOSITORY, wait_for
 
@@ -139,3 +140,50 @@ def test_what_is_open_and_that_the_checks_pass(fleet: Fleet, stranger: LabHost, 
         cwd=REPOSITORY, text=True, capture_output=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+def test_games_go_on_when_the_primary_is_lost(fleet: Fleet) -> None:
+    """The host with the primary: not that of the archive, which has no second one."""
+    first, second, third = fleet.services
+    if fleet.told(second) == first.address:
+        ask = f"REDISCLI_AUTH={fleet.secrets['LIAP_REDIS_ASK_PASSWORD']} redis-cli -h 127.0.0.1 -p 26379 --tls --cacert /etc/redis/redis-liap.ca.crt"
+        second.run(f"{ask} --no-auth-warning sentinel failover liap")
+        wait_for("another primary", lambda: fleet.told(first) == fleet.told(second) == fleet.told(third) != first.address, 120)
+    old = next(host for host in (second, third) if host.address == fleet.told(first))
+    rest = [host for host in fleet.services if host is not old]
+    players = Players(fleet.host.address, 10, moves=5, pause=0.3).start()
+    wait_until("games", 60, lambda: len(players.report.finished) >= 10)
+    old.cut_link()
+    old.kill()
+    wait_for("another primary", lambda: fleet.told(rest[0]) == fleet.told(rest[1]) != old.address, 120)
+    begun = len(players.begun)
+    wait_until("games after the failover", 120, lambda: len(players.begun) >= begun + 20)
+    report = players.end()
+    assert (report.lost, set(report.refused)) == ([], set())
+    new = next(host for host in rest if host.address == fleet.told(rest[0]))
+    wait_for("the counters at the new primary", lambda: bool(fleet.counters(new)), 60)
+    wait_for("all checks", lambda: fleet.ask("/health")[0] == 200, 120)
+    old.restore_link()
+    old.boot()
+    wait_for("the old primary as a replica", lambda: fleet.told(old) == new.address, 120)
+    before = fleet.ids(), fleet.pids()
+    run = fleet.run(DEPLOY)
+    assert run.ok, run
+    assert (run.changed, (fleet.ids(), fleet.pids()), fleet.told(old)) == ([], before, new.address), "a run has switched back"
+
+
+def test_secrets_stand_where_they_belong(fleet: Fleet) -> None:
+    wanted = {
+        r"/etc/hostwright/redis/liap\.(password|group\.json)", r"/etc/redis/redis-liap\.replication\.conf", r"/etc/redis/sentinel-liap\.conf",
+        r"/var/lib/redis/sentinel-liap/sentinel\.conf", r"/etc/hostwright/backup/liap-archive-postgresql\.env",
+    }  # fmt: skip
+    for host in fleet.services:
+        found = canary.files(host, fleet.canaries)
+        assert [path for path in found if not any(re.fullmatch(pattern, path) for pattern in wanted)] == [], host.name
+        modes = {path: mode for path, mode in found.items() if mode not in ("600 root root", "600 redis redis", "640 root redis")}
+        assert modes == {}, host.name
+        assert canary.journal(host, fleet.canaries) == []
+    found = canary.files(fleet.host, fleet.canaries)
+    own = ("/etc/hostwright/compose/liap/", "/var/lib/docker/", "/var/lib/containerd/", "/run/docker", "/run/containerd")
+    assert [path for path in found if not path.startswith(own)] == []
+    assert canary.journal(fleet.host, fleet.canaries) == []
