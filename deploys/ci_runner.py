@@ -32,12 +32,16 @@ def ci_runner() -> None:
     dpkg.packages(["ca-certificates", "curl", "git", "libssl3", "libkrb5-3", "zlib1g", "tar"], name="Install packages")
     runner.release(settings.version, settings.sha256, settings.download_url, name="Install the runner")
     _files(settings, host.name)
-    runner.runners(settings.count, mark=marked(settings, host.name)["mark"], name="Run the runners")
+    runner.runners(settings.count, mark=marked(settings, host.name)["mark"], ephemeral=settings.ephemeral, name="Run the runners")
     schedule.job(
         "ci-runner-sweep",
         command=[PROGRAM, "sweep"],
         when=settings.cleanup_at,
-        sandbox=Sandbox(writable=["/var/cache/ci-runner", "/var/lib/ci-runner"], capabilities=["CAP_DAC_OVERRIDE", "CAP_FOWNER"]),
+        sandbox=Sandbox(
+            writable=["/var/cache/ci-runner", "/var/lib/ci-runner"],
+            # it must see whether a job runs, a process of another user's, before it ends containers
+            capabilities=["CAP_DAC_OVERRIDE", "CAP_FOWNER", *(["CAP_SYS_PTRACE"] if settings.docker else [])],
+        ),
         description="Clean caches of CI runners",
         name="Schedule cleaning",
     )
@@ -76,7 +80,8 @@ def configuration(settings: CiRunner, host: str) -> dict[str, Any]:
 def marked(settings: CiRunner, host: str) -> dict[str, Any]:
     """Return config.json: what the runner is started with, its mark, and what does not touch a running one."""
     config = configuration(settings, host)
-    return {**config, "mark": runner.mark(config, unit(settings)), "count": settings.count, "cache_keep_days": settings.cache_keep_days}
+    return {**config, "mark": runner.mark(config, unit(settings)), "count": settings.count, "cache_keep_days": settings.cache_keep_days,
+            "docker_keep_hours": settings.docker_keep_hours if settings.docker else 0}  # fmt: skip
 
 
 def _files(settings: CiRunner, host: str) -> None:

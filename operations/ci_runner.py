@@ -87,12 +87,12 @@ def steps(state: CiRunnerState, count: int, wanted: str) -> dict[str, list[int]]
 
 
 @operation()
-def runners(count: int, mark: str, seconds: int = 180) -> Generator[StringCommand, None, None]:
+def runners(count: int, mark: str, ephemeral: bool = True, seconds: int = 180) -> Generator[StringCommand, None, None]:
     """
     Have this number of runners, each started with the present settings.
 
     + count: 0 to 32; those above it are stopped, unregistered and removed with their users
-    + mark: of what they are started with, see ``mark``; + seconds: time that they have to come up (s)
+    + mark: of what they are started with, see ``mark``; + ephemeral: whether they end after a job; + seconds: time that they have to come up (s)
 
     What is written to ``/etc/hostwright/ci-runner`` and the unit are a matter of ``fileset``, before this.
     """
@@ -100,8 +100,11 @@ def runners(count: int, mark: str, seconds: int = 180) -> Generator[StringComman
         raise OperationValueError(f"ci_runner.runners: count must be a whole number of 0 to 32, got {count!r}")
     found = steps(host.get_fact(CiRunners), count, mark)
     for number in found.pop("wait"):
-        host.log(f"runner {number} has a job, it takes the new settings after it")
+        host.log(f"runner {number} has a job, it takes the new settings " + ("after it" if ephemeral else "in a run after it: run again then"))
     if not any(found.values()):
         host.noop(f"{count} runners are as wanted")
         return
-    yield script.run("ci_runner/runners.sh", seconds=seconds, **{key: " ".join(map(str, numbers)) for key, numbers in found.items()})
+    command = script.run("ci_runner/runners.sh", seconds=seconds, mark="" if ephemeral else mark,
+                         **{key: " ".join(map(str, numbers)) for key, numbers in found.items()})  # fmt: skip
+    # told: what is left to do by hand, with a runner that cannot be taken out of the list from here
+    yield script.Told(*command.bits, _stdin=command.connector_arguments["_stdin"])

@@ -95,6 +95,9 @@ class CiRunner(Section):
     docker: bool = Field(
         False, description="jobs may use the host's Docker engine: that is root on the host, so give it to trusted repositories alone"
     )
+    docker_keep_hours: Annotated[int, Field(ge=1, le=8760)] = Field(
+        24, description="what jobs left in Docker goes when it is older: images, networks, build cache, containers, those that run as well while no runner has a job"
+    )
     public_repository: bool = Field(
         False, description="the repository is public: refused unless ephemeral and without Docker, since anyone can send a job by a pull request"
     )

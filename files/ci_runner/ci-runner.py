@@ -5,13 +5,14 @@ Runners of GitHub Actions on this host: register, clean, unregister. Run as root
     ci-runner prepare N      before a runner starts: pristine files, a registration of its own
     ci-runner clean N        after it: what the job left behind is gone
     ci-runner remove N       stop it, take it out of the list, remove its user and files
-    ci-runner sweep          caches that nobody reads, files of runners that are gone
+    ci-runner sweep          caches that nobody reads, files of runners that are gone, what jobs left in Docker
     ci-runner status         one line of JSON for each runner
 
 /etc/hostwright/ci-runner has config.json and token (0600). A token goes to the API in a header and to the runner's own
 config.sh in its environment, which it takes away before it starts anything: never in argv, never to a job.
 """
 
+import calendar
 import contextlib
 import json
 import os
@@ -30,6 +31,7 @@ CONFIG = "/etc/hostwright/ci-runner"
 HOMES = "/var/lib/ci-runner"
 CACHES = "/var/cache/ci-runner"
 RUN = "/run/ci-runner"
+FRESH = ".new"
 API_SECONDS = 30
 
 
@@ -124,17 +126,22 @@ def directory(path, mode):
     os.chmod(path, mode)
 
 
-def wipe(number):
-    """Empty a runner's home, which its unit has as a mount. Nothing of a job's is followed out of it."""
+def wipe(number, keep=""):
+    """Empty a runner's home, which its unit has as a mount, but for one entry. Nothing of a job's is followed out of it."""
     end_processes(number)
     for entry in os.listdir(home(number)) if os.path.isdir(home(number)) else ():
-        path = f"{home(number)}/{entry}"
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            os.unlink(path)
-        if os.path.lexists(path):
-            raise Failure(f"{path} cannot be removed")
+        if entry != keep:
+            discard(f"{home(number)}/{entry}")
+
+
+def discard(path):
+    """Remove what is called so, whatever a job may have put there; a link is not followed."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        os.unlink(path)
+    if os.path.lexists(path):
+        raise Failure(f"{path} cannot be removed")
 
 
 def release(settings):
@@ -146,16 +153,16 @@ def release(settings):
     return f"/opt/ci-runner/{name}"
 
 
-def lay_out(settings, number):
+def lay_out(settings, number, where):
     """Copy the release: the runner writes beside its own programs."""
     its = account(number)
     directory(HOMES, 0o755)
-    directory(home(number), 0o700)
-    subprocess.run(["cp", "-a", "--reflink=auto", f"{release(settings)}/.", home(number)], check=True)
+    directory(where, 0o700)
+    subprocess.run(["cp", "-a", "--reflink=auto", f"{release(settings)}/.", where], check=True)
     for name in ("_work", "home"):
-        os.makedirs(f"{home(number)}/{name}", exist_ok=True)
-    subprocess.run(["chown", "-R", "--no-dereference", f"{its.pw_uid}:{its.pw_gid}", home(number)], check=True)
-    os.chmod(home(number), 0o700)
+        os.makedirs(f"{where}/{name}", exist_ok=True)
+    subprocess.run(["chown", "-R", "--no-dereference", f"{its.pw_uid}:{its.pw_gid}", where], check=True)
+    os.chmod(where, 0o700)
 
 
 def variables(settings, number):
@@ -170,10 +177,12 @@ def prepare(number):
     settings = config()
     its = account(number)
     is_there = os.path.exists(f"{home(number)}/.runner") and mark(number) == settings["mark"]
-    if settings["ephemeral"] or not is_there:
+    if settings["ephemeral"]:
         wipe(number)
-        lay_out(settings, number)
-        register(settings, number, its)
+        lay_out(settings, number, home(number))
+        register(settings, number, its, home(number))
+    elif not is_there:
+        renew(settings, number, its)
     if settings["cache"]:
         directory(CACHES, 0o755)
         directory(f"{CACHES}/{number}", 0o700)
@@ -182,6 +191,36 @@ def prepare(number):
     with open(f"{RUN}/{number}.env", "w") as file:
         file.write("".join(f'{key}="{value}"\n' for key, value in variables(settings, number).items()))
     with open(f"{RUN}/{number}.mark", "w") as file:
+        file.write(mark(number))
+
+
+def renew(settings, number, its):
+    """Register a long-lived runner beside the one that is there: it goes on as it was when that fails, for its token may have run out."""
+    # in its home: the unit has that as a mount, out of which nothing can be renamed
+    fresh = f"{home(number)}/{FRESH}"
+    end_processes(number)  # nobody puts a link there meanwhile
+    try:
+        directory(HOMES, 0o755)
+        directory(home(number), 0o700)
+        os.chown(home(number), its.pw_uid, its.pw_gid)
+        discard(fresh)
+        lay_out(settings, number, fresh)
+        register(settings, number, its, fresh)
+    except (Failure, OSError, subprocess.SubprocessError) as failure:
+        discard(fresh)
+        if not os.path.exists(f"{home(number)}/.runner"):
+            raise
+        sys.stderr.write(f"ci-runner: {failure}; runner {number} goes on as it was registered before\n")
+        return
+    wipe(number, keep=FRESH)
+    for entry in sorted(os.listdir(fresh), key=lambda entry: entry == ".runner"):  # the last one: what says that it is whole
+        os.rename(f"{fresh}/{entry}", f"{home(number)}/{entry}")
+    os.rmdir(fresh)
+    note(settings, number)
+
+
+def note(settings, number):
+    with open(f"{HOMES}/.{number}.mark", "w") as file:
         file.write(settings["mark"])
 
 
@@ -192,7 +231,7 @@ def mark(number):
     return ""
 
 
-def register(settings, number, its):
+def register(settings, number, its, where):
     secret = ask(settings, "POST", "/registration-token")["token"] if settings["has_access_token"] else token()
     if not secret:
         raise Failure("there is no token to register with")
@@ -204,14 +243,14 @@ def register(settings, number, its):
     if settings["ephemeral"]:
         words.append("--ephemeral")
     ended = subprocess.run(
-        words, cwd=home(number), user=its.pw_uid, group=its.pw_gid, extra_groups=[], text=True, errors="replace", timeout=180,
+        words, cwd=where, user=its.pw_uid, group=its.pw_gid, extra_groups=[], text=True, errors="replace", timeout=180,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": f"{home(number)}/home", "ACTIONS_RUNNER_INPUT_TOKEN": secret},
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": f"{where}/home", "ACTIONS_RUNNER_INPUT_TOKEN": secret},
     )  # fmt: skip
     if ended.returncode:
         raise Failure(f"config.sh: {ended.stdout.replace(secret, '*MASKED*').strip()[-400:]}")
-    with open(f"{HOMES}/.{number}.mark", "w") as file:
-        file.write(settings["mark"])
+    if where == home(number):
+        note(settings, number)
 
 
 def clean(number):
@@ -232,7 +271,7 @@ def remove(number):
         if identity is not None:
             ask(settings, "DELETE", f"/{identity}")
     elif os.path.exists(f"{home(number)}/.runner"):
-        sys.stderr.write(f"ci-runner: {title(settings, number)} is still in the list: without an access token it cannot be taken out, do so in the web\n")
+        sys.stdout.write(f"{title(settings, number)} is still in the list: without an access token it cannot be taken out, do so in the web\n")
     wipe(number)
     for path in (home(number), f"{CACHES}/{number}"):
         shutil.rmtree(path, ignore_errors=True)
@@ -264,6 +303,23 @@ def sweep():
         for entry in os.listdir(place) if os.path.isdir(place) else ():
             if re.fullmatch(r"[0-9]+", entry) and entry not in numbers:
                 shutil.rmtree(f"{place}/{entry}", ignore_errors=True)
+    if settings["docker_keep_hours"]:
+        sweep_docker(settings["docker_keep_hours"])
+
+
+def docker(*words):
+    return subprocess.run(["docker", *words], env={**os.environ, "HOME": "/nonexistent"}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def sweep_docker(hours):
+    """What jobs left in Docker: the host has nothing else in it. What runs goes only while no runner has a job."""
+    busy = any(is_busy(entry.pw_uid) for entry in pwd.getpwall() if re.fullmatch(r"ci-runner-[0-9]+", entry.pw_name))
+    oldest = time.time() - hours * 3600
+    for identity in [] if busy else docker("ps", "--quiet", "--no-trunc").split():
+        began = docker("inspect", "--format", "{{.State.StartedAt}}", identity).strip()
+        if calendar.timegm(time.strptime(began[:19], "%Y-%m-%dT%H:%M:%S")) < oldest:
+            sys.stdout.write("remove " + docker("rm", "--force", "--volumes", identity))
+    sys.stdout.write(docker("system", "prune", "--all", "--force", "--filter", f"until={hours}h"))
 
 
 def status():

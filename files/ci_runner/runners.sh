@@ -34,6 +34,10 @@ main() {
             fi
             sleep 1
         done
+        # a long-lived one whose token ran out goes on as it was
+        if [ "$mark" ] && systemctl is-active --quiet "ci-runner@$number.service" && [ "$(cat "/run/ci-runner/$number.mark")" != "$mark" ]; then
+            failed="$failed $number"
+        fi
     done
     for number in $failed; do
         echo "ci_runner: runner $number:" >&2

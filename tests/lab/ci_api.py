@@ -72,6 +72,7 @@ class Api(http.server.BaseHTTPRequestHandler):
     directory: Path
     runners: dict[str, int] = {}  # noqa: RUF012 - of the one server of a process
     tokens: set[str] = set()  # noqa: RUF012
+    ephemeral: set[str] = set()  # noqa: RUF012
     number = 0
     lock = threading.Lock()
 
@@ -115,6 +116,7 @@ class Api(http.server.BaseHTTPRequestHandler):
                 about = json.loads(text)
                 type(self).number += 1
                 self.runners[about["name"]] = self.number
+                (self.ephemeral.add if about["ephemeral"] else self.ephemeral.discard)(about["name"])
                 self.note(what="registered", **about)
                 self.answer(200, {})
             elif path == "/done":
@@ -138,7 +140,8 @@ class Api(http.server.BaseHTTPRequestHandler):
                 name = query.partition("=")[2]
                 text = waiting[0].read_bytes()
                 waiting[0].unlink()
-                self.runners.pop(name, None)  # an ephemeral runner leaves the list with its job
+                if name in self.ephemeral:
+                    self.runners.pop(name, None)  # an ephemeral runner leaves the list with its job
                 self.note(what="started", runner=name)
                 self.answer(200, content=text)
             elif path.endswith(".tar.gz"):

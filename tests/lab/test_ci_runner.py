@@ -33,11 +33,12 @@ class Site:
         (directory / "runner-2.320.0.tar.gz").write_bytes(ci_api.archive())
         (directory / "runner-2.321.0.tar.gz").write_bytes(ci_api.archive("two"))
         self.process = Process(slot_directory(lab.slot) / "processes" / "ci-api.pid")
+        self.process.stop()  # of a site before this one
         self.process.start(sys.executable, "-m", "tests.lab.ci_api", directory, address, "8098", log=directory / "api.log")
         host.write("/etc/lab-ci-api", self.url)
 
-    def run(self, dry: bool = False, extra: tuple[str, ...] = (), **differs: Any) -> Run:
-        data = {
+    def data(self, **differs: Any) -> dict[str, Any]:
+        return {
             "ci_runner_url": "http://git.example.org/team/shop",
             "ci_runner_api_url": self.url,
             "ci_runner_access_token": "env:ACCESS",
@@ -49,7 +50,9 @@ class Site:
             "ci_runner_allowed_networks": ["10.78.0.0/16"],
             **{f"ci_runner_{key}": value for key, value in differs.items()},
         }
-        return self._provision(self.host, DEPLOY, data=data, groups={"ci_runner": [self.host]}, dry=dry, env={"ACCESS": TOKEN}, extra=extra)
+
+    def run(self, dry: bool = False, extra: tuple[str, ...] = (), **differs: Any) -> Run:
+        return self._provision(self.host, DEPLOY, data=self.data(**differs), groups={"ci_runner": [self.host]}, dry=dry, env={"ACCESS": TOKEN}, extra=extra)
 
     def job(self, name: str, text: str) -> None:
         (self.directory / f".{name}").write_text(text)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import calendar
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -125,3 +131,56 @@ def test_program_refuses_what_it_does_not_know(words):
     run = subprocess.run([sys.executable, FILES / "ci_runner/ci-runner.py", *words], capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stderr == "ci-runner: prepare N | clean N | remove N | sweep | status\n"
+
+
+@pytest.mark.parametrize(("busy", "removed"), [(False, ["old"]), (True, [])])
+def test_what_runs_in_docker_goes_when_it_is_old_and_no_runner_has_a_job(busy, removed):
+    began = {"old": "2026-01-01T00:00:00.123456789Z", "young": "2026-01-02T23:30:00Z"}
+    said: list[tuple[str, ...]] = []
+
+    def docker(*words: str) -> str:
+        said.append(words)
+        return {"ps": "old\nyoung\n", "inspect": began.get(words[-1], "") + "\n"}.get(words[0], "")
+
+    names: dict[str, Any] = {"__name__": "ci_runner"}
+    exec((FILES / "ci_runner/ci-runner.py").read_text(), names)
+    now = calendar.timegm((2026, 1, 3, 0, 0, 0))
+    users = [SimpleNamespace(pw_name="ci-runner-1", pw_uid=990), SimpleNamespace(pw_name="root", pw_uid=0)]
+    names |= {
+        "docker": docker, "is_busy": lambda uid: busy and uid == 990, "pwd": SimpleNamespace(getpwall=lambda: users),
+        "time": SimpleNamespace(time=lambda: now, strptime=time.strptime),
+    }  # fmt: skip
+    names["sweep_docker"](24)
+    assert [words[-1] for words in said if words[0] == "rm"] == removed
+    assert ("system", "prune", "--all", "--force", "--filter", "until=24h") in said
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_long_lived_runner_is_replaced_once_the_new_one_is_registered(tmp_path, fails):
+    """In its own home, which is a mount; a link that a job left there is not followed."""
+    home, other = tmp_path / "1", tmp_path / "other"
+    for directory in (home / "_work", other):
+        directory.mkdir(parents=True)
+    (home / ".runner").write_text("old")
+    (home / "_work/kept").write_text("")
+    (other / "kept").write_text("")
+    (home / ".new").symlink_to(other)
+    names: dict[str, Any] = {"__name__": "ci_runner"}
+    exec((FILES / "ci_runner/ci-runner.py").read_text(), names)
+
+    def lay_out(settings: object, number: int, where: str) -> None:
+        for name in ("_work", "home"):
+            os.makedirs(f"{where}/{name}")
+
+    def register(settings: object, number: int, its: object, where: str) -> None:
+        if fails:
+            raise names["Failure"]("config.sh: 401")
+        Path(where, ".runner").write_text("new")
+
+    names |= {"HOMES": str(tmp_path), "lay_out": lay_out, "register": register, "end_processes": lambda number: None}
+    names["renew"]({"mark": "second"}, 1, SimpleNamespace(pw_uid=os.getuid(), pw_gid=os.getgid()))
+    found = sorted(one.name for one in home.iterdir())
+    assert ((home / ".runner").read_text(), found) == (("old", [".runner", "_work"]) if fails else ("new", [".runner", "_work", "home"]))
+    assert (home / "_work/kept").exists() == fails
+    assert (tmp_path / ".1.mark").exists() != fails
+    assert (other / "kept").exists()
