@@ -53,7 +53,7 @@ if current().k3s is not None:
     k3s()
 if current().liap is not None:
     liap()
-if current().liap_services is not None:
+if current().liap is not None or current().liap_services is not None:
     liap_services()
 if current().codeclashers is not None:
     codeclashers()

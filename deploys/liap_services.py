@@ -13,7 +13,7 @@ from deploys import archive, current, fleet
 from deploys.monitoring import redis_users
 from operations import archive as archives
 from operations import pgbouncer, pgcluster, redis, sentinel
-from settings import Backup, LiapServices
+from settings import Backup, Liap, LiapServices
 from settings.archive import Postgres, Retention
 from settings.liap import REDIS
 
@@ -26,17 +26,25 @@ _SPARE = 25
 
 @deploy("liap services")
 def liap_services() -> None:
-    """Converge one host of liap_postgres or liap_redis to liap's settings."""
+    """Converge one host of liap_postgres or liap_redis to liap's settings; a backend only meets them here, after its own part."""
     settings = current().liap_services
+    if settings is None and not _meets(current().liap):
+        return
+    # of all these hosts: without an operation that they share, pyinfra changes the services before a backend is replaced
+    fleet.all_well("liap", GROUPS, name="See that the backends are well")
     if settings is None:
         return
-    fleet.all_well("liap", GROUPS, name="See that the backends are well")
     if settings.runs_pgbouncer:
         # who may read the figures from outside is monitoring's to say; the exporter knows no password
         watched_at = current().monitoring.address if current().monitoring.enabled else ""
         _database(settings, current().backup, watched_at or "127.0.0.1")
     if settings.runs_sentinel:
         _redis(settings)
+
+
+def _meets(backend: Liap | None) -> bool:
+    """Whether a host is one of the backends that use them."""
+    return backend is not None and (backend.uses_pgbouncer or backend.uses_sentinel)
 
 
 def archive_backend(settings: LiapServices) -> Postgres:

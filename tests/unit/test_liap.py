@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -320,3 +321,23 @@ def test_the_whole_of_it_can_be_planned(tmp_path, backend):
     assert "Not planned" not in said, said
     assert "liap | Run the stack" in said
     assert ("Keep the archive as long as its policy" in said) == (backend != "s3")
+
+
+def test_backends_are_replaced_before_their_services_are_changed(tmp_path):
+    """However the inventory orders the hosts: an operation that they share is where all of them meet."""
+    (tmp_path / "inventory.py").write_text("".join(
+        f"{group} = {[(f'@fake/{name}', {**data, 'fake_delay': 0, 'fake_delay_jitter': 0}) for name, its, data in WHOLE if group in its]!r}\n"
+        for group in ("liap_redis", "liap_postgres", "liap")
+    ))  # fmt: skip
+    whole = (ROOT / "deploy.py").read_text()
+    ours = whole[whole.index("if current().liap is not None:\n    liap()\n") : whole.index("if current().codeclashers is not None:\n    codeclashers()\n")]
+    imports = "from deploys import current\nfrom deploys.liap import liap\nfrom deploys.liap_services import liap_services\n"
+    (tmp_path / "deploy.py").write_text(imports + ours)
+    run = subprocess.run(
+        [Path(sys.executable).with_name("pyinfra"), "--dry", "--json", tmp_path / "inventory.py", tmp_path / "deploy.py"], cwd=ROOT, text=True,
+        capture_output=True, stdin=subprocess.DEVNULL, timeout=120, env={**os.environ, **ENV, **AWAY_ENV, "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    order = [row["name"] for row in json.loads(run.stdout)["plan"]]
+    places = [order.index(name) for name in ("liap | Run the stack", "liap services | See that the backends are well", "liap services | Run PostgreSQL")]
+    assert places == sorted(places), order
+    assert max(number for number, name in enumerate(order) if name.startswith("liap | ")) < places[1], order
