@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab.authority import Authority
+from tests.lab.fingerprint import leftovers
+from tests.lab.kill import Point, kill_run
+from tests.lab.provision import command_line
 from tests.lab.scan import scan
 from tests.lab.state import wait_for
 
@@ -79,6 +82,7 @@ def converge(hosts, client, authority, provision):
     def run(only=None, dry=False, more=None, **group):
         return provision(only or hosts, deploy(**group), env={**env, **(more or {})}, dry=dry)
 
+    run.env = env
     return run
 
 
@@ -281,6 +285,30 @@ def test_secrets_are_where_they_belong(hosts):
         assert host.run("journalctl --no-pager | grep -cE 'canary-(admin|app|replica|sentinel|ask)'", check=False).stdout == "0\n"
         exposed = host.run("systemd-analyze security --no-pager redis-sentinel@limits").stdout.splitlines()[-1]
         assert float(exposed.split(": ")[1].split()[0]) <= 2.5, exposed
+
+
+def test_killed_anywhere_the_next_run_ends_it(hosts, converge, provision, tmp_path):
+    """From nothing but the packages: a run is killed ever later, on all three hosts."""
+    gone = "from operations import redis, sentinel\nsentinel.watch('limits', present=False, name='Sentinel')\nredis.instance('limits', present=False, name='Redis')\n"
+    assert provision(hosts, gone).ok
+    for point in (Point(1, 0.5), Point(1, 2), Point(1, 5), Point(1, 9), Point(2, 0.5), Point(2, 2), Point(2, 5)):
+        kill_run(command_line(tmp_path, hosts, deploy()), converge.env, point)
+    run = converge()
+    assert run.ok, run
+    await_whole(hosts, 180)
+    assert [line for host in hosts for line in leftovers(host)] == []
+    before = pids(hosts)
+    assert converge().changed == []
+    assert pids(hosts) == before
+    # a policy and a password are changed, and that is killed
+    new = {"LAB_REPLICA": "canary-replica-password-new"}
+    for point in (Point(1, 0.5), Point(1, 2), Point(2, 0.5), Point(2, 2)):
+        kill_run(command_line(tmp_path, hosts, deploy(down_after_ms=4000)), {**converge.env, **new}, point)
+    assert converge(more=new, down_after_ms=4000).ok
+    await_whole(hosts, 180)
+    assert converge(more=new, down_after_ms=4000).changed == []
+    assert converge().ok
+    await_whole(hosts, 180)
 
 
 def test_unset(hosts, provision):
