@@ -1,4 +1,4 @@
-"""PgBouncer and Sentinel by liap's settings, through the whole deploy.py: games go on when the primary is lost."""
+"""PgBouncer and Sentinel by liap's settings, through the whole deploy.py: games go on when the primary is lost, passwords are changed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from tests.lab.state import REPOSITORY, wait_for
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3000)]
 
 DEPLOY = REPOSITORY / "deploy.py"
+LOUD = ("-vvv", "--debug", "--diff")
 NAMES = ("t-lhs-app", "t-lhs-a", "t-lhs-b", "t-lhs-c")
 
 
@@ -170,6 +171,27 @@ def test_games_go_on_when_the_primary_is_lost(fleet: Fleet) -> None:
     run = fleet.run(DEPLOY)
     assert run.ok, run
     assert (run.changed, (fleet.ids(), fleet.pids()), fleet.told(old)) == ([], before, new.address), "a run has switched back"
+
+
+def test_passwords_are_changed_while_games_are_played(fleet: Fleet) -> None:
+    """The backend is replaced first, once its games have ended and are archived; then the database and Redis take the new ones."""
+    players = Players(fleet.host.address, 10, moves=10, pause=0.3).start()
+    wait_until("10 games", 60, lambda: len(players.begun) >= 10)
+    old = dict(fleet.canaries)
+    fleet.canaries |= canary.new(["LIAP_POSTGRES_PASSWORD", "LIAP_REDIS_PASSWORD", "LIAP_REDIS_REPLICA_PASSWORD"])
+    fleet.secrets |= fleet.canaries
+    with canary.sampled(fleet.host, fleet.canaries) as at_app, canary.sampled(fleet.services[0], fleet.canaries) as at_services:
+        run = fleet.run(DEPLOY, extra=LOUD)
+    assert run.ok, run
+    assert {"liap | Run the stack", *(f"liap services | {step}" for step in ("Make the archive's database and its roles", "Pool connections", "Run Redis"))} <= set(run.changed)
+    assert [canary.in_text(run.stdout + run.stderr, one) for one in (old, fleet.canaries)] == [[], []]
+    assert (at_app.arguments, at_services.arguments) == (set(), set())
+    wait_until("games after it", 60, lambda: len(players.begun) > len(players.report.finished) + 1)
+    report = players.end()
+    assert report.lost == []
+    wait_for("all checks", lambda: fleet.ask("/health")[0] == 200, 120)
+    wait_for("all games in the database", lambda: fleet.games() >= report.finished, 120)
+    assert fleet.run(DEPLOY).changed == []
 
 
 def test_secrets_stand_where_they_belong(fleet: Fleet) -> None:
