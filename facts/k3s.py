@@ -51,6 +51,7 @@ class K3sState(Record):
     + program_sha256: of the program of the wanted version; "" when it is not there
     + begun: there is a datastore; + datastore: ``etcd``, ``sqlite`` or ""
     + node: what it is called as a node; + joined: it has been one
+    + has_node_password: it has what it is known by as a node
     + token_sha256: of the token in our file; + kept_token_sha256: of the one that the server keeps
     + nodes: by name; None when no API server answers here
     """
@@ -67,6 +68,7 @@ class K3sState(Record):
     datastore: str = ""
     node: str = ""
     joined: bool = False
+    has_node_password: bool = False
     token_sha256: str = ""
     kept_token_sha256: str = ""
     nodes: Mapping[str, ClusterNode] | None = None

@@ -241,6 +241,9 @@ def refusals(node: Any, state: K3sState, nodes: Mapping[str, ClusterNode] | None
         kind = "sqlite" if "cluster-init" not in node.config and not node.join else "etcd"
         if state.datastore == "etcd" and kind == "sqlite":
             found.append("datastore: must stay etcd: k3s has no way back from it, got sqlite")
+    if node.role == "agent" and node.node_name in (nodes or {}) and not state.joined and not state.has_node_password:
+        found.append(f"k3s: the cluster has a node {node.node_name} already, and this host has not its password (/etc/rancher/node/password), without which it is "
+                     f"rejected. When it takes that one's place, first on a server: k3s kubectl delete node {node.node_name}")  # fmt: skip
     found += _version_refusals(node, state, nodes or {}, is_plan)
     return found
 

@@ -111,6 +111,7 @@ def main(values):
         "datastore": "etcd" if os.path.isdir(DATA + "/server/db/etcd") else "sqlite" if os.path.exists(DATA + "/server/db/state.db") else "",
         "node": node_name(),
         "joined": os.path.isdir(DATA + "/agent") and bool(set(os.listdir(DATA + "/agent")) - {"images"}),  # those we bring
+        "has_node_password": os.path.exists("/etc/rancher/node/password"),
         "token_sha256": secret_digest(ETC + "/token"),
         "kept_token_sha256": secret_digest(DATA + "/server/token"),
         "nodes": nodes() if values.get("cluster") and version else None,

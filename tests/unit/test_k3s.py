@@ -728,6 +728,15 @@ def test_no_second_cluster_is_begun_while_a_server_has_one(monkeypatch):
     assert Steps(monkeypatch, state(), None, files=(None,)).take(node(peers=("k2",)))[0] == "k3s/download.py k3s"
 
 
+def test_an_agent_that_takes_the_place_of_a_node_is_told_what_to_do_first():
+    nodes = {"k1": ClusterNode("v1.33.5+k3s1", server=False), "s": READY}
+    [line] = refusals(node("agent"), state(), nodes)
+    assert line.startswith("k3s: the cluster has a node k1 already, and this host has not its password")
+    assert line.endswith("k3s kubectl delete node k1")
+    assert refusals(node("agent"), state(has_node_password=True), nodes) == []
+    assert refusals(node("server", join="https://s:6443"), state(), nodes) == [], "k3s lets a server in by its own file"
+
+
 NEXT = "another-token-of-the-test"
 
 

@@ -73,7 +73,7 @@ def join(url: str, token: str, node: str, path: str) -> bool:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # a plain token names no CA
     request = urllib.request.Request(
         f"https://{parts.hostname}:{port}/v1-k3s/lab-node", method="POST",
-        data=json.dumps({"node": node, "address": address()}).encode(),
+        data=json.dumps({"node": node, "address": address(), "password": node_password()}).encode(),
         headers={"Authorization": "Basic " + base64.b64encode(f"node:{token}".encode()).decode()},
     )
     try:
@@ -84,6 +84,14 @@ def join(url: str, token: str, node: str, path: str) -> bool:
         say("error", f"failed to get CA certs or node password: {url}: {error}")
         time.sleep(2)
         return False
+
+
+def node_password() -> str:
+    """What a node is known by beside its name: a host that takes another one's name has not got it."""
+    path = "/etc/rancher/node/password"
+    if not os.path.exists(path):
+        write(path, os.urandom(16).hex() + "\n")
+    return read(path).strip()
 
 
 def run_node(given: dict[str, object], bundle: dict[str, str], url: str) -> None:

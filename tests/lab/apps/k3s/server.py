@@ -186,11 +186,13 @@ def admit(name: str, peer: str) -> dict[str, object]:
 
 
 def leaving(own: str) -> None:
-    """A server whose node is deleted is a member of etcd no more."""
+    """A node that is deleted is forgotten, and a server's is a member of etcd no more."""
     seen: set[str] = set()
     while True:
         try:
             found = {one["metadata"]["name"] for one in json.loads(run(f"{BIN}/kubectl", "--kubeconfig", ADMIN, "get", "nodes", "-o", "json"))["items"]}
+            for gone in seen - found:
+                _etcdctl("del", f"/node-password/{gone}")
             for one in members() if seen - found else []:
                 if one.get("name") in seen - found - {own}:
                     say("info", f"Removing name={one['name']} from etcd")
@@ -322,6 +324,10 @@ class Supervisor(http.server.BaseHTTPRequestHandler):
             return self._answer(404, "not found\n")
         if self._allowed("node"):
             asked = self._body()
+            digest = hashlib.sha256(asked["password"].encode()).hexdigest()
+            if _etcdctl("get", f"/node-password/{asked['node']}", "--print-value-only").strip() not in ("", digest):
+                return self._answer(403, "Node password rejected, duplicate hostname\n")
+            _etcdctl("put", f"/node-password/{asked['node']}", digest)
             self._answer(200, json.dumps(pki.node_bundle(asked["node"], asked["address"])))
 
     def do_PUT(self) -> None:
