@@ -402,6 +402,16 @@ def _patiently(
     return lines
 
 
+def _awaited(node: _Node) -> ClusterNode | None:
+    """Return the node once it is Ready: k3s that began with the host's boot, and not in this run, may be on its way up."""
+    end = time.monotonic() + node.start_seconds
+    while True:
+        own = (_cluster(node) or {}).get(node.node_name)
+        if (own is not None and own.ready) or time.monotonic() > end:
+            return own
+        time.sleep(5)
+
+
 # --- one node --------------------------------------------------------------------------------------------------------
 
 
@@ -458,6 +468,11 @@ def _converge(node: _Node) -> Generator[StringCommand | FunctionCommand, None, N
     if changed and run_state.is_executing:
         nodes = _cluster(node)
         own = (nodes or {}).get(node.node_name)
+    if (own is None or not own.ready) and run_state.is_executing:
+        own = _awaited(node)
+        if own is None or not own.ready:
+            yield from preflight.refused([f"k3s: {node.unit} runs, and {node.node_name} is no node that is Ready within {node.start_seconds} s: journalctl -u {node.unit}"])
+            return
     if own is not None and (wanted := _description(node, own)):
         changed = True
         yield _on_control(node, action="describe", **wanted)

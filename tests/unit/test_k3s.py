@@ -587,13 +587,14 @@ def test_a_damaged_snapshot_is_known(tmp_path, capsys):
 class Steps:
     """Runs ``_converge`` with facts and files made up, and names what it would do, in order."""
 
-    def __init__(self, monkeypatch, found, nodes=None, files=(), starts=False, executing=True):
-        self.found, self.nodes, self.logged = found, nodes, []
+    def __init__(self, monkeypatch, found, nodes=None, files=(), starts=False, executing=True, comes=None):
+        self.found, self.nodes, self.logged, self.comes = found, nodes, [], comes
         monkeypatch.setattr(k3s, "host", self)
         monkeypatch.setattr(k3s, "run_state", type("State", (), {"is_executing": executing}))
         monkeypatch.setattr(k3s, "_held_back", lambda: [])
         monkeypatch.setattr(k3s, "_came_to_its_end", lambda: self.logged.append("ended"))
         monkeypatch.setattr(k3s, "_cluster", lambda _node, _own=None: self.nodes)
+        monkeypatch.setattr(k3s, "_awaited", lambda node: self.comes or (self.nodes or {}).get(node.node_name) or READY)
         monkeypatch.setattr(k3s.preflight, "refused", lambda lines: iter([f"refused: {lines[0]}"]))
         monkeypatch.setattr(k3s.fileset.files, "_inner", lambda entries, unit=None, **_: iter([f"files {unit}"] if unit in files else []))
         monkeypatch.setattr(k3s.unit_operation.unit, "_inner", lambda **_: iter(["start"] if starts else []))
@@ -632,6 +633,18 @@ def test_a_node_as_wanted_is_left_alone(monkeypatch):
     steps = Steps(monkeypatch, state(**RUNS), {"k1": READY})
     assert steps.take(node()) == []
     assert steps.logged == ["k3s server v1.33.5+k3s1 runs as wanted", "ended"]
+
+
+def test_a_node_that_is_on_its_way_up_since_a_boot_is_waited_for(monkeypatch):
+    """Its labels and taints are told to the cluster in this run, not in the one after it."""
+    found = state(**{**RUNS, "datastore": "", "snapshots": (), "agent_unit": True, "server_unit": False})
+    steps = Steps(monkeypatch, found, {"s": READY}, comes=ClusterNode("v1.33.5+k3s1", ready=True, server=False))
+    assert steps.take(node("agent", labels={"role": "first"})) == ["k3s/node.py describe"]
+    almost = Steps(monkeypatch, found, {"k1": ClusterNode("v1.33.5+k3s1", ready=False, server=False)}, comes=READY)
+    assert almost.take(node("agent")) == []
+    never = Steps(monkeypatch, found, {"s": READY}, comes=ClusterNode("v1.33.5+k3s1", ready=False, server=False))
+    [line] = never.take(node("agent"))
+    assert "k1 is no node that is Ready within" in line
 
 
 def test_an_upgrade_snapshots_drains_switches_and_comes_back(monkeypatch):
