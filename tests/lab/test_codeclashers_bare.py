@@ -1,8 +1,12 @@
-"""codeclashers by the whole deploy.py: a server and Judge0's own node, both bare; a drain."""
+"""codeclashers by the whole deploy.py: a server and Judge0's own node, both bare; checks, exposure, drains, reboots."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +16,8 @@ from tests.lab.codeclashers_site import BACKUP, SECRETS, Site
 from tests.lab.hosts import LabHost
 from tests.lab.k3s import Cluster, Mirror
 from tests.lab.lab import Lab
-from tests.lab.provision import Run
+from tests.lab.provision import Run, command_line
+from tests.lab.scan import scan
 from tests.lab.state import REPOSITORY, wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(2400)]
@@ -60,6 +65,13 @@ class Fleet(Site):
             [self.host, self.worker], deploy, data=self.everything(**differs), groups=self.groups, host_data=self.own, env=self.environment, timeout=1800
         )
 
+    def verify(self, scratch: Path) -> subprocess.CompletedProcess[str]:
+        command_line(scratch, [self.host, self.worker], DEPLOY, data=self.everything(), groups=self.groups, host_data=self.own)
+        return subprocess.run(
+            [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/verify", "--inventory", str(scratch / "inventory.py")],
+            cwd=REPOSITORY, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+
     def nodes_of(self, component: str) -> set[str]:
         found = self.cluster.get("pods", "-n", "codeclashers", "-l", f"app.kubernetes.io/name={component}")["items"]
         return {one["spec"].get("nodeName", "") for one in found if "deletionTimestamp" not in one["metadata"]}
@@ -77,6 +89,13 @@ def fleet(lab: Lab, provision: Callable[..., Run]) -> Iterator[Fleet]:
     made.mirror.stop()
     lab.destroy(made.host)
     lab.destroy(made.worker)
+
+
+def assert_exposure(fleet: Fleet, stranger: LabHost) -> None:
+    seen = scan(stranger, fleet.host)
+    assert {family: (set(found.open), set(found.refused)) for family, found in seen.items()} == {4: ({22, 2567}, set()), 6: ({22}, {2567})}
+    seen = scan(stranger, fleet.worker)
+    assert {family: (set(found.open), set(found.refused)) for family, found in seen.items()} == {4: ({22}, set()), 6: ({22}, set())}
 
 
 def open_to_others(host: LabHost, secrets: dict[str, str]) -> list[str]:
@@ -116,6 +135,15 @@ def test_two_bare_hosts_become_codeclashers_and_the_second_run_changes_nothing(f
     assert open_to_others(fleet.host, secrets) == []
 
 
+def test_the_checks_for_production_pass(fleet, tmp_path):
+    done = fleet.verify(tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_what_is_declared_is_reached_from_outside_and_nothing_else(fleet, stranger):
+    assert_exposure(fleet, stranger)
+
+
 def test_judge0s_only_node_is_drained_and_its_queue_waits(fleet):
     drain = ("drain", fleet.worker.name, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
     with fleet.players(matches=5, seconds=5, rate=10) as players:
@@ -126,4 +154,15 @@ def test_judge0s_only_node_is_drained_and_its_queue_waits(fleet):
         fleet.cluster.kubectl("uncordon", fleet.worker.name)
         wait_for("the result", lambda: fleet.redis("LRANGE", "results", "0", "-1") == "42", 120)
     assert players.faults == []
+    assert fleet.converge().changed == []
+
+
+def test_a_reboot_of_each_node_brings_everything_back(fleet, stranger):
+    for host in (fleet.worker, fleet.host):
+        host.reboot()
+        fleet.cluster.wait_ready(host.name)
+    health = "from pyinfra import host\nfrom deploys.codeclashers import health\nif 'codeclashers' in host.groups:\n    health()\n"
+    wait_for("all components", lambda: fleet.converge(health).ok, 300, pause=3)
+    fleet.judges()
+    assert_exposure(fleet, stranger)
     assert fleet.converge().changed == []

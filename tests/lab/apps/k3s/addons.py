@@ -92,6 +92,8 @@ def balance(api: Api) -> None:
     if not waiting:
         return
     nodes = api.ask("/api/v1/nodes?resourceVersion=0")["items"]
+    # as its pods, which do not bear a node's own taints
+    nodes = [n for n in nodes if not any(t["effect"] == "NoSchedule" and not t["key"].startswith("node-role.kubernetes.io/") for t in n["spec"].get("taints") or [])]
     addresses = sorted(a["address"] for n in nodes for a in n["status"].get("addresses", []) if a["type"] == "InternalIP")
     for service in waiting:
         meta = service["metadata"]

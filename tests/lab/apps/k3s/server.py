@@ -208,7 +208,8 @@ def leaving(own: str) -> None:
 
 def start_etcd(given: dict[str, object], cluster: str = "", *more: str) -> None:
     name = node.name_of(given)
-    start("etcd", f"{BIN}/etcd", "--name", name, "--data-dir", f"{DB}/etcd", "--listen-client-urls", ETCD, "--advertise-client-urls", ETCD,
+    start("etcd", f"{BIN}/etcd", "--name", name, "--data-dir", f"{DB}/etcd", "--advertise-client-urls", ETCD,
+          "--listen-client-urls", f"{ETCD},http://{address()}:2379",  # at its node's address too, as k3s's
           "--listen-peer-urls", peer_url(), "--initial-advertise-peer-urls", peer_url(),
           "--initial-cluster", cluster or f"{name}={peer_url()}", "--initial-cluster-state", "existing" if cluster else "new",
           "--heartbeat-interval", "500", "--election-timeout", "5000", "--unsafe-no-fsync", "--log-level", "warn", *more,
