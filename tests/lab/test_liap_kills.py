@@ -1,7 +1,8 @@
-"""A run of the whole deploy.py for liap that is killed anywhere: what the next run does."""
+"""A run of the whole deploy.py for liap that is killed anywhere: what the next run does, and that no game is lost meanwhile."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.lab.fingerprint import Fingerprint, leftovers
-from tests.lab.kill import SEED, kill_run, spread
+from tests.lab.kill import SEED, Point, kill_run, spread
 from tests.lab.lab import Lab
-from tests.lab.liap_site import Site, site_of
-from tests.lab.state import REPOSITORY
+from tests.lab.liap_site import Players, Site, site_of, wait_until
+from tests.lab.state import REPOSITORY, wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3000)]
 
 DEPLOY = REPOSITORY / "deploy.py"
 POINTS = 10
 BARE = "bare-kills"
+STACK = "liap | Run the stack"
 # containerd listens somewhere on loopback
 _CHANCE_PORT = re.compile(r"listener tcp 127\.0\.0\.1:[345]\d{4}$")
 # what a self-signed certificate's directory is called
@@ -81,3 +83,30 @@ def test_ten_kills_of_a_first_converge_end_like_an_undisturbed_one(site: Site, t
     assert not found, "\n".join([said, *found])
     assert not left(site), "\n".join([said, *left(site)])
     assert site.run(DEPLOY).changed == [], said
+
+
+@pytest.fixture(scope="module")
+def points(site: Site) -> list[Point]:
+    """Half of them anywhere, half in what takes the time: the trial, the drain and the switch."""
+    assert site.run(DEPLOY).ok
+    names = operations(site)
+    return [*spread(POINTS // 2, len(names), 3), *(Point(names.index(STACK), seconds) for seconds in (1, 4, 8, 13, 20))]
+
+
+@pytest.mark.parametrize("number", range(POINTS))
+def test_upgrade_is_killed_once_and_no_game_is_lost(site: Site, points: list[Point], tmp_path: Path, number: int) -> None:
+    """There and back in turn, whichever of the points are run."""
+    here = json.loads(site.ask("/health")[1])["version"]
+    there = {"1.0.0": "1.1.0", "1.1.0": "1.0.0"}[here]
+    players = Players(site.host.address, 10, moves=10, pause=0.3).start()
+    wait_until("10 games", 120, lambda: len(players.begun) >= 10)
+    where = kill_run(site.command(tmp_path, DEPLOY, version=there), site.secrets, points[number])
+    run = site.run(DEPLOY, version=there)
+    report = players.end()
+    said = f"seed {SEED}, {points[number]}, killed in {where}"
+    assert run.ok, f"{said}: {run}"
+    assert report.lost == [], said
+    assert json.loads(site.ask("/health")[1])["version"] == there, said
+    wait_for("all games in files", lambda: site.archived() >= report.finished, 60)
+    assert not left(site), "\n".join([said, *left(site)])
+    assert site.run(DEPLOY, version=there).changed == [], said
