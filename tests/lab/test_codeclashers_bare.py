@@ -1,4 +1,4 @@
-"""codeclashers by the whole deploy.py: a server and Judge0's own node, both bare; checks, exposure, drains, reboots."""
+"""codeclashers by the whole deploy.py: a server and Judge0's own node, both bare; checks, exposure, drains, the loss of the server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.lab import canary, k3s
-from tests.lab.codeclashers_site import BACKUP, SECRETS, Site
+from tests.lab.codeclashers_site import BACKUP, PROGRAM, SECRETS, Site
 from tests.lab.hosts import LabHost
 from tests.lab.k3s import Cluster, Mirror
 from tests.lab.lab import Lab
@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(2400)]
 
 DEPLOY = REPOSITORY / "deploy.py"
 TOKEN = "canary-token-of-this-cluster-01234"
+REPOSITORY_OF_COPIES = "/var/backups/hostwright"
 
 
 class Fleet(Site):
@@ -33,6 +34,11 @@ class Fleet(Site):
         self.mirror = Mirror(lab.slot).start()
         self.worker = k3s.equip(lab.host("t-cc-judge0"))
         super().__init__(Cluster(k3s.equip(lab.host("t-cc-server"))), lab.registry(), provision)
+
+    def replace_server(self, lab: Lab) -> None:
+        lab.destroy(self.host)
+        self.host = k3s.equip(lab.host("t-cc-server"))
+        self.cluster = Cluster(self.host)
 
     def everything(self, **differs: Any) -> dict[str, Any]:
         version, nodes = k3s.versions()[0], [f"{self.host.address}/32", f"{self.worker.address}/32"]
@@ -165,4 +171,29 @@ def test_a_reboot_of_each_node_brings_everything_back(fleet, stranger):
     wait_for("all components", lambda: fleet.converge(health).ok, 300, pause=3)
     fleet.judges()
     assert_exposure(fleet, stranger)
+    assert fleet.converge().changed == []
+
+
+def test_the_databases_come_back_on_a_fresh_server(fleet, lab):
+    """The server is lost with its cluster; its copies were elsewhere."""
+    inside = ("exec", "-n", "codeclashers", "mongodb-0", "--", "sh", "-c")
+    fleet.cluster.kubectl(*inside, "printf '{}\\n{}\\n{}\\n' > /data/db/matches.json")
+    fleet.redis("RPUSH", "queue", *(f"task-{number}" for number in range(50)))
+    for source in ("codeclashers-mongodb", "codeclashers-redis"):
+        fleet.host.run(f"systemctl start hostwright-backup-{source}.service", timeout=400)
+    kept = fleet.host.run(f"tar -C {REPOSITORY_OF_COPIES} -c . | base64 -w0", timeout=120).stdout
+    fleet.replace_server(lab)
+    fleet.host.run(f"install -d -m 0700 {REPOSITORY_OF_COPIES}; base64 -d | tar -C {REPOSITORY_OF_COPIES} -x", input=kept, timeout=120)
+    # the node knows the cluster that is gone: its k3s is taken off by the command whose name says so
+    off = f"k3s.uninstall_and_delete_all_data({fleet.worker.name!r}, name='Uninstall')"
+    gone = fleet.converge(f"from pyinfra import host\nfrom operations import k3s\nif 'k3s_agent' in host.groups:\n    {off}\n")
+    assert gone.ok, gone
+    again = fleet.converge()
+    assert again.ok, again
+    assert fleet.redis("LLEN", "queue") == "0"
+    for source in ("codeclashers-mongodb", "codeclashers-redis"):
+        fleet.host.run(f"{PROGRAM} restore {source}", timeout=600)
+    assert fleet.cluster.kubectl(*inside, "wc -l < /data/db/matches.json").strip() == "3"
+    assert fleet.redis("LLEN", "queue") == "50"
+    fleet.judges()
     assert fleet.converge().changed == []
