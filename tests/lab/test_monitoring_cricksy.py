@@ -76,5 +76,17 @@ def test_a_deep_queue_is_an_alert(fleet, stranger):
     front.run("systemctl start 'cricksy-worker@1'; systemctl start cricksy-health.service", check=False)
     wait_for("its end", lambda: "QueueDeep" not in firing(), 120, pause=1)
 
+    def well() -> bool:
+        front.run("systemctl start cricksy-health.service", check=False, timeout=240)
+        return "CheckFailed" not in firing()
+
+    # a check of the real cricksy-health fails, and is well again
+    wait_for("no failed check", well, 120, pause=3)
+    front.run("systemctl stop redis-server@cricksy-broker.service")
+    front.run("systemctl start cricksy-health.service", check=False, timeout=240)
+    wait_for("the alert of a failed check", lambda: "CheckFailed" in firing(), 120, pause=1)
+    front.run("systemctl start redis-server@cricksy-broker.service")
+    wait_for("its end", well, 180, pause=3)
+
     for title, query in dashboards.queries(dashboards.cricksy(50, 80)):
         assert ask(fleet, f"query?query={quote(query)}")["result"], title
