@@ -38,7 +38,7 @@ def archive(
     + backups: the host's `settings.Backup`
     + password: of the role that backs the database up; for `Postgres`
     + owner: account that writes the files; for `Filesystem`
-    + minimum: what a good copy has at least, as `backup.source` has it
+    + minimum: what a good copy has at least, as `backup.source` has it; of files nothing, as before the first game
     + bucket: further properties of the bucket; its lifecycle is the policy's; for `S3`
 
     Raises DeployError for a database without `password`, and for a backend that breaks a rule.
@@ -54,8 +54,10 @@ def archive(
     elif isinstance(backend, Filesystem):
         directory = Directory(backend.path, mode="0750", owner=owner, group=owner)
         fileset.files([directory], name="Make the archive's directory")
+        # before the first game there is nothing, which is no loss; once there was something it is one
+        least = {"files": 0} if minimum is None else minimum
         backup.source(
-            archive, policy=backups, kind="directory", path=backend.path, owner=owner, group=owner, mode="0750", minimum=minimum,
+            archive, policy=backups, kind="directory", path=backend.path, owner=owner, group=owner, mode="0750", minimum=least,
             name="Back up the archive's files",
         )  # fmt: skip
     else:

@@ -396,8 +396,8 @@ def source(
       (on this host), ``mongodb`` or ``redis_pod`` (in pods of Kubernetes)
     + path: the database file or the directory; + owner, group, mode: what a restored one gets
     + server: the ``Postgres``, ``Bucket``, ``Redis``, ``MongoDB`` or ``RedisPod`` of those kinds
-    + minimum: what a good copy has at least: rows by table (``schema.table`` outside of public), ``{"files": n}``,
-      ``{"objects": n}``, or ``{"keys": n, "list members": n}`` of Redis (in a pod ``keys`` alone)
+    + minimum: what a good copy has at least: rows by table (``schema.table`` outside of public), ``{"files": n}`` (0: the
+      directory may be empty until it held something for the first time), ``{"objects": n}``, or ``{"keys": n, "list members": n}`` of Redis (in a pod ``keys`` alone)
     + units: what a restore stops and, where it ran, starts again: ``x.service``, a pattern like ``x@*.service`` (both
       colours, whichever runs), or ``supervisor:x``
     + containers: likewise: names, or labels such as ``hostwright.component=api`` (all that carry it)

@@ -27,6 +27,7 @@ STATE = "/var/lib/hostwright/archive"
 BACKUP = "/usr/local/lib/hostwright/backup"
 # A copy is stored at most four hours after what it holds was read: its backup is stopped then.
 COPYING = timedelta(hours=5)
+NEVER = datetime.fromtimestamp(0, timezone.utc)
 BATCH = 500
 
 # <<< psql >>>
@@ -47,6 +48,10 @@ def moment(text):
 # --- what is backed up ----------------------------------------------------------------------------------------------
 
 
+class Unverified(Failure):
+    """No copy has been restored and checked so far: as on a new host, until its first drill."""
+
+
 def covered_until(config):
     """
     Return the time before which all that was archived is in a verified copy, in every repository.
@@ -64,7 +69,7 @@ def covered_until(config):
             newest[row["repository"]] = max(moment(row["time"]), newest.get(row["repository"]) or moment(row["time"]))
     missing = sorted(label for label, time in newest.items() if time is None)
     if missing or not newest:
-        raise Failure(
+        raise Unverified(
             "nothing is removed: no copy of {} is verified in {}: drill it (deploys.backup.drill source={})".format(
                 source, ", ".join(missing) or "any repository", source
             )
@@ -256,8 +261,15 @@ def record(config, values):
 
 def purge(config, remove):
     limit = now() - timedelta(days=config["days"])
-    covered = covered_until(config)
     backend = {"postgresql": purge_postgresql, "filesystem": purge_filesystem, "s3": purge_s3}[config["kind"]]
+    try:
+        covered = covered_until(config)
+    except Unverified:
+        _, uncovered, kept = backend(config, limit, NEVER, False)
+        if uncovered:
+            raise
+        tell(f"nothing is older than {said(limit)}; {kept} are kept")
+        return {"removed": 0, "uncovered": 0, "kept": kept}
     gone, uncovered, kept = backend(config, limit, covered, remove)
     verb = "tagged, to be removed by the bucket's rule" if config["kind"] == "s3" else "removed"
     tell(

@@ -317,6 +317,10 @@ class Kind:
         self.options: dict[str, Any] = {}
 
     @property
+    def may_be_empty(self) -> bool:
+        return self.MAY_BE_EMPTY
+
+    @property
     def where(self) -> str:
         """Return the source for the operator."""
         return self.source.path
@@ -500,10 +504,18 @@ def sqlite_inspect(path: str) -> dict[str, int]:
 class Directory(Kind):
     """A directory tree, copied with ``cp -a``. Files that change meanwhile are copied as they are at that moment."""
 
+    @property
+    def may_be_empty(self) -> bool:
+        # who wants no file at least says that there may be none yet
+        return self.MAY_BE_EMPTY or self.source.minimum.get("files") == 0
+
     def size(self) -> int:
         if not self.path.is_dir():
             raise Failure(f"{self.path} does not exist or is no directory")
-        return sum(entry.lstat().st_size for entry in self._entries(self.path))
+        entries = self._entries(self.path)
+        if self.may_be_empty and not any(entry.is_file() and not entry.is_symlink() for entry in entries):
+            raise Empty(f"{self.path} holds no file")
+        return sum(entry.lstat().st_size for entry in entries)
 
     def copy(self, stage: Path) -> None:
         ended = execute(["cp", "-a", "--", str(self.path), str(stage / "data")], self.deadline)
@@ -993,7 +1005,7 @@ class Backup:
                 self._require_space(self._size(accept_smaller))
                 self.kind.copy(stage)
                 content = self.kind.inspect(stage)
-                faults = minimum_faults(content, self.source.minimum, self.kind.MAY_BE_EMPTY)
+                faults = minimum_faults(content, self.source.minimum, self.kind.may_be_empty)
                 self._judge("the copy is not stored", faults)
                 if not accept_smaller:
                     self._judge_size(content)
@@ -1019,7 +1031,7 @@ class Backup:
         try:
             return self.kind.size()
         except Empty as empty:
-            if not self.kind.MAY_BE_EMPTY:
+            if not self.kind.may_be_empty:
                 raise
             # A repository that does not answer cannot say that nothing was lost: its failure is this run's.
             newest = [snapshots[-1] for each in self.repositories.values() if (snapshots := each.snapshots())]
@@ -1101,7 +1113,7 @@ class Backup:
                 raise Failure("it has no manifest") from None
             content = self.kind.prove(directory)
             faults = difference_faults(content, manifest)
-            faults += minimum_faults(content, self.source.minimum, self.kind.MAY_BE_EMPTY)
+            faults += minimum_faults(content, self.source.minimum, self.kind.may_be_empty)
             verified = [each for each in snapshots if each.verified and each.key != snapshot.key]
             if (
                 not faults

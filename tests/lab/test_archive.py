@@ -198,6 +198,28 @@ def test_a_stale_copy_and_a_lost_repository_stop_it(host):
     assert float(exposed.split(": ")[1].split()[0]) <= 2.5, exposed
 
 
+def test_a_new_archive_of_files_fails_nothing_before_the_first_game(host, converge):
+    text = FILESYSTEM.replace('"games"', '"new"').replace(FILES, "/var/lib/liap/new")
+    run = converge(host, text)
+    assert (run.ok, len(run.changed)) == (True, 3), run
+    # neither backup nor drill was due yet, and nothing is past its limit
+    assert "nothing is older than" in job(host, "new")
+    copy(host, "new")
+    assert "0 removed" in job(host, "new")
+    state = json.loads(host.read("/var/lib/hostwright/backup/new.json"))
+    assert (state["failure"], state["rows"], bool(state["last_verified"])) == ("", {"files": 0}, True)
+
+    # what came and is gone is a loss, and no copy of nothing takes the place of it
+    host.run("echo '{}' >/var/lib/liap/new/game.json")
+    copy(host, "new")
+    host.run("mv /var/lib/liap/new/game.json /root/")
+    done = host.run("systemctl start hostwright-backup-new", check=False, timeout=300)
+    assert (done.returncode != 0, "holds no file, and 1 when copy" in host.read("/var/lib/hostwright/backup/new.json")) == (True, True)
+    host.run("mv /root/game.json /var/lib/liap/new/")
+    copy(host, "new", drill=False)
+    assert converge(host, text).changed == []
+
+
 def test_files_go_likewise(host, converge):
     host.run(f"mkdir -p {FILES}/2026 && cd {FILES} && for d in 1 89 91 400; do echo '{{}}' >2026/game-$d.json; touch -d \"$d days ago\" 2026/game-$d.json; done; "
              f"ln -s /etc/hostname link.json; mkdir /root/outside; echo x >/root/outside/x; ln -s /root/outside {FILES}/elsewhere")  # fmt: skip

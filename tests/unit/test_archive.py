@@ -90,6 +90,41 @@ def test_without_a_fresh_verified_copy_everywhere_it_refuses(program, copies, ro
     assert "nothing is removed" in str(refusal.value)
 
 
+@pytest.fixture
+def archive_of_files(program, tmp_path, copies, capsys):
+    """An archive in a directory, and its backup; carries the job out, and returns what it did and what it said."""
+    root = tmp_path / "games"
+    root.mkdir()
+
+    def purge(*rows, repositories=("primary",), status=0):
+        copies(list(rows), repositories, status)
+        values = program.purge({**CONFIG, "kind": "filesystem", "path": str(root)}, True)
+        return values, capsys.readouterr().out
+
+    return root, purge
+
+
+@pytest.mark.parametrize("rows", [(), (("primary", 1, False),)])
+def test_where_nothing_is_past_its_limit_no_copy_is_needed(program, archive_of_files, rows):
+    """A new host: the first drill is due in some days, and the first game to go in some months."""
+    root, purge = archive_of_files
+    assert purge(*rows)[0] == {"removed": 0, "uncovered": 0, "kept": 0}
+    make(root / "young.json", 89)
+    values, said = purge(*rows)
+    assert (values, "nothing is older than" in said) == ({"removed": 0, "uncovered": 0, "kept": 1}, True)
+    old = make(root / "old.json", 91)
+    with pytest.raises(program.Failure, match="no copy of liap is verified in primary: drill it"):
+        purge(*rows)
+    assert old.exists()
+
+
+@pytest.mark.parametrize(("rows", "status", "said"), [((("primary", 10, True),), 0, "older than 9 days"), ((), 1, "cannot be listed")])
+def test_a_stale_copy_and_a_lost_repository_are_told_though_nothing_is_due(program, archive_of_files, rows, status, said):
+    _, purge = archive_of_files
+    with pytest.raises(program.Failure, match=said):
+        purge(*rows, status=status)
+
+
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +180,18 @@ def test_objects_are_tagged_by_age_and_cover(program, monkeypatch):
     assert tagged == [("old", "hostwright-archive", "backed-up")]
     program.purge_s3({"tag": TAG}, limit, covered, True)
     assert [name for name, _, _ in tagged[1:]] == ["old", "soon", "late"]
+
+
+def test_objects_past_their_limit_are_counted_where_nothing_is_covered(program, monkeypatch):
+    class Shelf:
+        def __init__(self, config):
+            pass
+
+        def objects(self):
+            yield from (("old", NOW - timedelta(days=91)), ("about to be", NOW - timedelta(days=89)), ("young", NOW - timedelta(days=3)))
+
+    monkeypatch.setattr(program, "Bucket", Shelf)
+    assert program.purge_s3({"tag": TAG}, NOW - timedelta(days=90), program.NEVER, False) == (0, 1, 3)
 
 
 def test_bucket_gets_two_rules_and_the_host_no_right_to_delete():
@@ -282,8 +329,8 @@ def test_a_role_is_told_its_password_once(monkeypatch, has):
         list(operation.role._inner(backend=server, role="archive", password=password))
 
 
-def test_a_restored_directory_can_be_entered(monkeypatch):
-    """The mode of a source is what a restore gives to the directory itself."""
+def test_a_restored_directory_can_be_entered_and_a_new_one_be_empty(monkeypatch):
+    """The mode of a source is what a restore gives to the directory itself; before the first game nothing is in it."""
     from deploys import archive as deploys
 
     said = {}
@@ -292,3 +339,6 @@ def test_a_restored_directory_can_be_entered(monkeypatch):
     monkeypatch.setattr(deploys.archives, "retention", lambda *words, **more: None)
     deploys.archive._inner("games", Filesystem("/var/lib/liap/archive"), Retention(), backups=load_host("host1", ["lab"], {}).backup, owner="liap")
     assert (said["source"], said["kind"], said["mode"], said["directory"]) == ("games", "directory", "0750", "0750")
+    assert said["minimum"] == {"files": 0}
+    deploys.archive._inner("games", Filesystem("/var/lib/liap/archive"), Retention(), load_host("host1", ["lab"], {}).backup, minimum={"files": 1})
+    assert said["minimum"] == {"files": 1}

@@ -1062,3 +1062,46 @@ def test_a_bucket_that_held_something_and_is_empty_is_a_loss(bucket) -> None:
     bucket.offsite.broken = ""
     bucket.backup().run(accept_smaller=True)
     bucket.backup().run()
+
+
+@pytest.fixture
+def directory(shop, tmp_path: Path):
+    """The same source as a directory."""
+    path = tmp_path / "games"
+    path.mkdir()
+
+    def fresh(minimum):
+        return shop.backup(kind="directory", path=str(path), minimum=minimum)
+
+    return SimpleNamespace(backup=fresh, path=path, primary=shop.primary, state=shop.state)
+
+
+def test_a_directory_that_never_held_anything_is_no_loss_where_that_is_declared(directory) -> None:
+    for minimum, said in (({}, "it is empty"), ({"files": 1}, "it is empty")):
+        with pytest.raises(Failure, match=said):
+            directory.backup(minimum).run()
+    assert directory.primary.taken == []
+    directory.backup({"files": 0}).run()
+    directory.backup({"files": 0}).drill()
+    assert (directory.state()["failure"], directory.state()["rows"]) == ("", {"files": 0})
+    assert directory.state()["last_verified"]
+    (directory.path / "link").symlink_to("/etc/hostname")
+    (directory.path / "2026").mkdir()
+    directory.backup({"files": 0}).run()
+    assert [each.total for each in directory.primary.taken] == [0, 0]
+
+
+def test_a_directory_that_held_something_and_is_empty_is_a_loss(directory) -> None:
+    directory.backup({"files": 0}).run()
+    directory.backup({"files": 0}).drill()
+    (directory.path / "game").write_text("x")
+    directory.backup({"files": 0}).run()
+    (directory.path / "game").unlink()
+    with pytest.raises(Failure, match=r"games holds no file, and 1 when copy 00000000 of 2026-11-02.*--accept-smaller"):
+        directory.backup({"files": 0}).run()
+    assert [each.total for each in directory.primary.taken] == [0, 1]
+    directory.backup({"files": 0}).run(accept_smaller=True)
+    assert [each.total for each in directory.primary.taken] == [0, 1, 0]
+    directory.path.rmdir()
+    with pytest.raises(Failure, match="does not exist or is no directory"):
+        directory.backup({"files": 0}).run()
