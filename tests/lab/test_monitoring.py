@@ -21,6 +21,8 @@ from tests.lab.watched import DOMAIN, PORTS, Watched
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 TEXTFILES = "/var/lib/prometheus/node-exporter"
+# pyinfra at its most talkative: every command with its output, its internals, the content of every file it uploads
+LOUD = ("-vvv", "--debug", "--diff")
 _FRONT = """server {
     listen 19532 ssl;
     ssl_certificate /srv/tls/certificate.pem;
@@ -36,8 +38,11 @@ _FRONT = """server {
 @pytest.fixture(scope="module")
 def watched(lab, tmp_path_factory):
     made = Watched(lab, tmp_path_factory.mktemp("watched"))
-    with canary.sampled(made.watch, made.secrets) as made.samples:
-        made.first_run = made.run()
+    made.plan = made.run(dry=True, extra=LOUD)
+    assert made.plan.ok, made.plan
+    with canary.sampled(made.watch, made.secrets) as at_watch, canary.sampled(made.db, made.secrets) as at_db:
+        made.first_run = made.run(extra=LOUD)
+    made.samples = at_watch, at_db
     assert made.first_run.ok, made.first_run
     yield made
     for host in made.hosts:
@@ -76,15 +81,45 @@ def test_second_run_changes_nothing(watched):
 
 
 def test_secrets_stand_where_they_belong(watched):
-    assert canary.in_text(watched.first_run.stdout + watched.first_run.stderr, watched.secrets) == []
-    assert watched.samples.arguments == set()
+    assert {"Monitoring | Run Alertmanager", "Monitoring | Show how PostgreSQL is"} <= set(watched.plan.changed)
+    for said in (watched.plan, watched.first_run):
+        assert canary.in_text(said.stdout + said.stderr, watched.secrets) == []
+    for samples in watched.samples:
+        assert samples.count / samples.seconds > canary.SAMPLES_PER_SECOND * 0.1
+        assert samples.arguments == set()
+    secrets_are_where_they_belong(watched)
+
+
+def secrets_are_where_they_belong(watched):
+    """On disk only what reads them, for its reader alone; nothing in a journal."""
     files = canary.files(watched.watch, watched.secrets)
     assert files == {"/etc/prometheus/alertmanager.yml": "600 prometheus prometheus"}
     monitoring = {key: value for key, value in watched.secrets.items() if key.startswith("MONITORING")}
-    assert canary.files(watched.db, monitoring) == {
-        f"/etc/hostwright/exporters/{name}.env": "600 root root" for name in ("postgres", "redis-cricksy-broker", "redis-cricksy-cache")
-    }
+    files = canary.files(watched.db, monitoring)
+    assert files == {f"/etc/hostwright/exporters/{name}.env": "600 root root" for name in ("postgres", "redis-cricksy-broker", "redis-cricksy-cache")}
+    assert canary.files(watched.web, monitoring) == {}
     assert [canary.journal(host, watched.secrets) for host in watched.hosts] == [[], [], []]
+
+
+def test_new_secrets_are_shown_by_no_difference(watched):
+    """The passwords of the exporters' accounts and the receiver's address are changed by a run that tells all it can."""
+    new = canary.new(("MONITORING_POSTGRES_PASSWORD", "MONITORING_REDIS_PASSWORD", "HOOK_TOKEN"))
+    old = {name: watched.secrets[name] for name in new}
+    watched.secrets |= {**new, "MONITORING_WEBHOOK_URL": f"http://127.0.0.1:18080/{new['HOOK_TOKEN']}"}
+    plan = watched.run(dry=True, extra=LOUD)
+    with canary.sampled(watched.watch, new) as at_watch, canary.sampled(watched.db, new) as at_db:
+        done = watched.run(extra=LOUD)
+    assert done.ok, done
+    assert {f"Monitoring | {step}" for step in ("Let the exporter of PostgreSQL in", "Show how PostgreSQL is", "Show how Redis is", "Run Alertmanager")} <= set(done.changed)
+    for said in (plan, done):
+        assert [canary.in_text(said.stdout + said.stderr, one) for one in (old, watched.secrets)] == [[], []]
+    assert (at_watch.arguments, at_db.arguments) == (set(), set())
+    secrets_are_where_they_belong(watched)
+    # the former ones stand nowhere any more
+    assert [canary.files(host, old) for host in watched.hosts] == [{}, {}, {}]
+    up = '{__name__=~"pg_up|redis_up"} == 1'
+    wait_for("databases that are asked with the new ones", lambda: len(watched.query(up)) == 3, 60, pause=1)
+    assert watched.run().changed == []
 
 
 def test_only_prometheus_reaches_the_exporters(watched, stranger):
