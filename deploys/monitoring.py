@@ -94,6 +94,7 @@ def remove() -> None:
     looked = [Absent(path) for path in (_CONTAINERS, _K3S, f"{TEXTFILES}/containers.prom", f"{TEXTFILES}/k3s.prom")]
     fileset.files(looked, name="Remove what looked at containers and cluster")
     fileset.files([Absent(_NGINX_STATUS)], unit="nginx.service", action="reload", name="Take nginx' figures away")
+    _keep_journal()
 
 
 # --- watched hosts ----------------------------------------------------------------------------------------------------
@@ -263,6 +264,7 @@ def _cadvisor(settings: Monitoring) -> None:
 def _journal(settings: Monitoring) -> None:
     """Send the journal to a collector. What it does not take waits in the journal, and nobody waits for it."""
     if not settings.journal_url:
+        _keep_journal()
         return
     tls = settings.journal_url.startswith("https://")
     texts = (
@@ -278,6 +280,13 @@ def _journal(settings: Monitoring) -> None:
     dpkg.packages(["systemd-journal-remote"], name="Install the journal's sender")
     fileset.files([*keys, *map(File, _UPLOAD_FILES, texts)], unit=_UPLOAD, name="Configure the journal's sender")
     unit.unit(_UPLOAD, inputs=_UPLOAD_FILES, name="Send the journal")
+
+
+def _keep_journal() -> None:
+    """Send the journal nowhere, any more: whoever takes a collector out of the settings does not want it to be told on."""
+    unit.unit(_UPLOAD, running=False, enabled=False, name="Keep the journal on the host")
+    keys = (f"{_UPLOAD_KEYS}/{called}.pem" for called in ("ca", "certificate", "key"))
+    fileset.files([Absent(path) for path in (*_UPLOAD_FILES, *keys)], name="Remove what the journal's sender had")
 
 
 # --- the host that watches ----------------------------------------------------------------------------------------------

@@ -370,7 +370,12 @@ def test_journal_is_sent_and_waits_for_nobody(watched, stranger, tmp_path, schem
         # who has no certificate is not let in
         asked = web.run(f"curl -s -m 10 -o /dev/null -w '%{{http_code}}' --cacert /etc/hostwright/journal/ca.pem https://{stranger.address}:19532/upload", check=False)
         assert asked.stdout == "400"
-    web.run("systemctl disable --quiet --now systemd-journal-upload.service")
+    # taken out of the settings, it is sent nowhere, and its key is gone
+    done = watched.run(limit=web.name)
+    assert (done.ok, done.changed) == (True, [f"Monitoring | {step}" for step in ("Keep the journal on the host", "Remove what the journal's sender had")]), done
+    state = web.run("systemctl is-active systemd-journal-upload; systemctl is-enabled systemd-journal-upload; ls -A /etc/hostwright/journal", check=False)
+    assert state.stdout == "inactive\ndisabled\n"
+    assert watched.run(limit=web.name).changed == []
 
 
 # --- a bad change, and a reboot -------------------------------------------------------------------------------------
