@@ -17,7 +17,7 @@ from tests.lab import canary
 from tests.lab.authority import Authority
 from tests.lab.scan import scan
 from tests.lab.state import run, wait_for
-from tests.lab.watched import DOMAIN, PORTS, Watched
+from tests.lab.watched import DOMAIN, PORTS, Watched, draw
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 TEXTFILES = "/var/lib/prometheus/node-exporter"
@@ -318,11 +318,19 @@ def test_every_panel_has_data(watched):
 
 
 def test_status_page_shows_all_hosts(watched, tmp_path):
-    page = watched.watch.run("curl -fsS -m 20 http://127.0.0.1:9090/consoles/hostwright.html").stdout
-    for word in (*(host.name for host in watched.hosts), DOMAIN, "cricksy-broker", "gateway"):
+    assert "None." in watched.page()
+    watched.web.run("systemd-run --quiet --unit=shop false", check=False)
+    try:
+        wait_for("the alert", lambda: ("UnitFailed", watched.web.name) in watched.alerts(), 120, pause=1)
+        page = watched.page()
+    finally:
+        watched.web.run("systemctl reset-failed shop.service")
+    for word in (*(host.name for host in watched.hosts), DOMAIN, "cricksy-broker", "gateway", "shop.service"):
         assert word in page
-    assert "error" not in page.lower()
-    (tmp_path / "status.html").write_text(page)  # to look at
+    # since when, after the state and the severity
+    assert re.search(r">firing</td><td>critical</td><td>[0-9.]+(m?s|m [0-9]+s)</td>", page), page
+    draw(page, tmp_path / "status")
+    wait_for("no alert", lambda: watched.alerts() == set(), 120, pause=1)
 
 
 # --- the journal ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -38,6 +39,15 @@ class Receiver(http.server.BaseHTTPRequestHandler):
         pass
 http.server.HTTPServer(("127.0.0.1", 18080), Receiver).serve_forever()
 """
+
+
+def draw(page: str, path: Path) -> None:
+    """Keep a page beside a test's other files, and what Chromium draws of it where that is installed: for people to look at."""
+    path.with_suffix(".html").write_text(page)
+    if chromium := shutil.which("chromium"):
+        words = (chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1160,1060", f"--screenshot={path}.png", f"{path}.html")
+        subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=300)
+        assert path.with_suffix(".png").stat().st_size > 10_000
 
 
 class Watcher:
@@ -85,6 +95,12 @@ class Watcher:
             for message in messages
             for one in message["alerts"]
         )
+
+    def page(self) -> str:
+        """Return the status page; what Prometheus cannot make of it raises."""
+        text = self.watch.run("curl -fsS -m 20 http://127.0.0.1:9090/consoles/hostwright.html").stdout
+        assert "error" not in text.lower(), text
+        return text
 
     def fires_and_resolves(
         self, alert: str, host: LabHost, cause: Callable[[], object], cure: Callable[[], object], told: Callable[[str, LabHost, str], bool] | None = None
