@@ -1078,6 +1078,9 @@ class Backup:
 
     def _drill(self, repository: Repository) -> None:
         snapshots = repository.snapshots()
+        if not snapshots and not self.state.values.get("last_run"):
+            tell(f"{repository}: no copy yet, and no backup was due so far: nothing to restore")
+            return
         snapshot = choose(snapshots, "latest")
         content = self._bring_back(repository, snapshot, snapshots)
         try:

@@ -44,8 +44,8 @@ def verify(site: Site, scratch: Path) -> subprocess.CompletedProcess[str]:
 
 def first_morning(site: Site) -> None:
     """What the timers start before anybody has played, in whatever order: nothing of it fails."""
-    units = [f"hostwright-{unit}" for unit in ("archive-liap-archive-filesystem", "backup-liap-archive-filesystem", "backup-liap-archive-filesystem-drill")]
-    for unit in (*units, units[0]):
+    retention, copy, drill = (f"hostwright-{unit}" for unit in ("archive-liap-archive-filesystem", "backup-liap-archive-filesystem", "backup-liap-archive-filesystem-drill"))
+    for unit in (retention, drill, copy, drill, retention):
         site.host.run(f"systemctl start {unit}", timeout=300)
     assert site.host.run("systemctl --failed --plain --no-legend").stdout == ""
 

@@ -402,6 +402,17 @@ def test_run_drill_restore(shop) -> None:
     assert shop.primary.forgotten == 1
 
 
+def test_a_drill_before_the_first_backup_was_due_has_nothing_to_do(shop) -> None:
+    shop.backup().drill()
+    assert (shop.state()["drill_failure"], shop.state()["last_verified"]) == ("", "")
+    shop.primary.broken = shop.offsite.broken = "no space left"
+    with pytest.raises(Failure, match="no space left"):
+        shop.backup().run()
+    shop.primary.broken = shop.offsite.broken = ""
+    with pytest.raises(Failure, match="the repository holds no copy of this source"):
+        shop.backup().drill()
+
+
 def test_run_stores_nothing_that_breaks_the_checks(shop) -> None:
     with sqlite3.connect(shop.path) as database:
         database.execute("DELETE FROM customers")
