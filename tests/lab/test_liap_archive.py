@@ -114,40 +114,48 @@ def test_files(site: Site) -> None:
     assert site.run(DEPLOY).changed == []
 
 
-def test_checks_say_when_files_are_not_kept_in_bounds(site: Site, tmp_path: Path) -> None:
-    host, unit = site.host, "hostwright-archive-liap-archive-filesystem"
-    config, stamp = "/etc/hostwright/archive/liap-archive-filesystem.json", f"/var/lib/systemd/timers/stamp-{unit}.timer"
-    if not host.exists(config):
-        fresh(site)
-        report = play(site, 10)
-        wait_for("all games in files", lambda: site.archived() >= report.finished, 60)
-    site.command(tmp_path, DEPLOY)
+def assert_checks_tell(site: Site, scratch: Path, kind: str, **settings: object) -> None:
+    """``make verify`` passes where a verified archive is kept in bounds, and says what is wrong where it is not."""
+    host, unit = site.host, f"hostwright-archive-liap-archive-{kind}"
+    config, stamp = f"/etc/hostwright/archive/liap-archive-{kind}.json", f"/var/lib/systemd/timers/stamp-{unit}.timer"
+    backup = f"hostwright-backup-liap-archive-{kind}"
+    site.command(scratch, DEPLOY, **settings)
 
     def checks() -> str:
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/verify/test_liap.py", "-k", "in_bounds", "--inventory", tmp_path / "inventory.py"],
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/verify/test_liap.py", "-k", "in_bounds", "--inventory", scratch / "inventory.py"],
             cwd=REPOSITORY, text=True, capture_output=True, timeout=600,
         ).stdout  # fmt: skip
 
-    assert "1 passed" in checks()
-    copy(site, "filesystem")
-    job(site, "filesystem")
-    assert "1 passed" in checks()
+    found = checks()
+    assert "1 passed" in found, found
     for broken, cured, said in (
         (f"systemctl stop {unit}.timer", f"systemctl start {unit}.timer", "timer does not run"),
         (f"systemctl disable {unit}.timer", f"systemctl enable {unit}.timer", "timer does not run"),
         (f"touch -d '31 hours ago' {stamp}", f"touch {stamp}", "has not gone off"),
         (f"sed -i 's/\"days\": 90/\"days\": 900/' {config}", f"sed -i 's/\"days\": 900/\"days\": 90/' {config}", "limit is 900 days"),
         (f"mv {COPIES} /root/away; ! systemctl start {unit}", f"mv /root/away {COPIES}; systemctl start {unit}", "last run has failed"),
+        (f"mv {COPIES} /root/away; ! systemctl start {backup}", f"mv /root/away {COPIES}; systemctl start {backup}", "last backup, or its drill, has failed"),
     ):
         host.run(broken, timeout=300)
         found = checks()
         host.run(cured, timeout=300)
         assert said in found, found
-    assert "1 passed" in checks()
+    found = checks()
+    assert "1 passed" in found, found
 
 
-def test_postgresql(site: Site) -> None:
+def test_checks_say_when_files_are_not_kept_in_bounds(site: Site, tmp_path: Path) -> None:
+    if not site.host.exists("/etc/hostwright/archive/liap-archive-filesystem.json"):
+        fresh(site)
+        report = play(site, 10)
+        wait_for("all games in files", lambda: site.archived() >= report.finished, 60)
+    copy(site, "filesystem")
+    job(site, "filesystem")
+    assert_checks_tell(site, tmp_path, "filesystem")
+
+
+def test_postgresql(site: Site, tmp_path: Path) -> None:
     settings = {"archive_backend": "postgresql"}
     fresh(site, **settings)
     ask = "docker exec -i liap-postgres-1 psql -U archive -d liap_archive -v ON_ERROR_STOP=1 -XAtq"
@@ -173,6 +181,7 @@ def test_postgresql(site: Site) -> None:
     kept = report.finished - set(old)
     assert games() == kept
     assert sql(f"SELECT count(*) FROM archive.game_events WHERE game_id IN ({those})") == "0"
+    assert_checks_tell(site, tmp_path, "postgresql", **settings)
     copy(site, "postgresql")
     digest = "SELECT md5(string_agg(g::text, '|' ORDER BY game_id)), (SELECT md5(string_agg(e::text, '|' ORDER BY id)) FROM archive.game_events e) FROM archive.completed_games g"
     before = sql(digest)
@@ -234,6 +243,7 @@ def test_s3(lab: Lab, site: Site, tmp_path: Path) -> None:
         rules = s3.get_bucket_lifecycle_configuration(Bucket="liap-archives")["Rules"]
         kept_by = {"Prefix": "games/", "Tags": [{"Key": "hostwright-archive", "Value": "backed-up"}]}
         assert [rule["Expiration"]["Days"] for rule in rules if rule["Filter"].get("And") == kept_by] == [90]
+        assert_checks_tell(site, tmp_path, "s3", **settings)
         # what the rule does
         for key in old:
             s3.delete_object(Bucket="liap-archives", Key=key)
