@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,25 @@ def test_what_is_open_and_that_the_checks_pass(fleet: Fleet, stranger: LabHost, 
         cwd=REPOSITORY, text=True, capture_output=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+def test_after_a_reboot_of_all_hosts_all_is_there(fleet: Fleet) -> None:
+    """The services come back by themselves, the backend beside them, and a run finds nothing to do."""
+    games = fleet.games()
+    with ThreadPoolExecutor(len(fleet.hosts)) as pool:
+        list(pool.map(LabHost.reboot, fleet.hosts))
+    wait_for("all sentinels agree", lambda: len({fleet.told(host) for host in fleet.services} - {""}) == 1, 180)
+    wait_for("all checks", lambda: fleet.ask("/health")[0] == 200, 300)
+    assert_well(fleet)
+    assert fleet.games() == games
+    assert [host.run("systemctl --failed --plain --no-legend").stdout for host in fleet.hosts] == [""] * len(fleet.hosts)
+    before = fleet.ids(), fleet.pids(), fleet.told(fleet.services[0])
+    run = fleet.run(DEPLOY)
+    assert run.ok, run
+    assert (run.changed, (fleet.ids(), fleet.pids(), fleet.told(fleet.services[0]))) == ([], before)
+    report = play(fleet, 10)
+    assert (len(report.finished), report.lost) == (10, [])
+    wait_for("all games in the database", lambda: fleet.games() >= games | report.finished, 120)
 
 
 def test_games_go_on_when_the_primary_is_lost(fleet: Fleet) -> None:
