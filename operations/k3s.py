@@ -462,7 +462,7 @@ def _converge(node: _Node) -> Generator[StringCommand | FunctionCommand, None, N
     ):
         changed = True
         yield command
-    if is_upgrade or (own and _MARK in own.annotations):
+    if is_upgrade:
         changed = True
         yield _on_control(node, **back, version=release.version)
     if changed and run_state.is_executing:
@@ -473,6 +473,10 @@ def _converge(node: _Node) -> Generator[StringCommand | FunctionCommand, None, N
         if own is None or not own.ready:
             yield from preflight.refused([f"k3s: {node.unit} runs, and {node.node_name} is no node that is Ready within {node.start_seconds} s: journalctl -u {node.unit}"])
             return
+    # only now: a run that was killed while k3s restarted leaves an API that answers nobody when the next one begins
+    if own is not None and _MARK in own.annotations:
+        changed = True
+        yield _on_control(node, **back, version=release.version)
     if own is not None and (wanted := _description(node, own)):
         changed = True
         yield _on_control(node, action="describe", **wanted)

@@ -380,6 +380,8 @@ def test_an_upgrade_that_is_killed_is_finished_by_the_next_run(site, tmp_path):
         kill_run(command_line(scratch, site.host, site.text(serial=False)), {}, Point(0, seconds))
     done = site.run()
     assert done.ok, done
+    node = site.nodes()["t-k3s"]
+    assert not node["spec"].get("unschedulable"), node["metadata"]["annotations"]
     assert site.run().changed == []
     for number, seconds in enumerate((3, 9)):
         scratch = tmp_path / f"agent-{number}"

@@ -670,6 +670,8 @@ def test_an_agent_takes_no_snapshot(monkeypatch):
 def test_a_node_left_out_of_service_by_a_killed_run_comes_back(monkeypatch):
     left = ClusterNode("v1.33.5+k3s1", ready=True, schedulable=False, server=True, annotations={"hostwright/out-of-service": "x"})
     assert Steps(monkeypatch, state(**RUNS), {"k1": left}).take(node()) == ["k3s/node.py return"]
+    # k3s was still restarting when this run began, so that nobody could say it then
+    assert Steps(monkeypatch, state(**RUNS), None, comes=left).take(node()) == ["k3s/node.py return"]
 
 
 def test_labels_alone_restart_nothing(monkeypatch):
