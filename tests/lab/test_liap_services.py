@@ -200,6 +200,9 @@ def test_passwords_are_changed_while_games_are_played(fleet: Fleet) -> None:
     old = dict(fleet.canaries)
     fleet.canaries |= canary.new(["LIAP_POSTGRES_PASSWORD", "LIAP_REDIS_PASSWORD", "LIAP_REDIS_REPLICA_PASSWORD"])
     fleet.secrets |= fleet.canaries
+    plan = fleet.run(DEPLOY, dry=True, extra=LOUD)
+    assert plan.ok, plan
+    assert [canary.in_text(plan.stdout + plan.stderr, one) for one in (old, fleet.canaries)] == [[], []]
     with canary.sampled(fleet.host, fleet.canaries) as at_app, canary.sampled(fleet.services[0], fleet.canaries) as at_services:
         run = fleet.run(DEPLOY, extra=LOUD)
     assert run.ok, run
