@@ -1,4 +1,4 @@
-"""An agent's first install that is killed at ten points, and the plug pulled at every other one: the next run ends like an undisturbed one."""
+"""A first install that is killed at ten points, and the plug pulled at every other one: the next run ends like an undisturbed one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ TOKEN = "canary-token-of-the-killed-0123456789"
 PROGRAMS, ETC, DATA = "/usr/local/lib/hostwright/k3s", "/etc/rancher/k3s", "/var/lib/rancher/k3s"
 READY = """test "$(k3s kubectl {more} get node {node} -o jsonpath='{{.status.conditions[?(@.type=="Ready")].status}}')" = True"""
 # What has just happened on the host when the run is killed, in the order in which it happens.
+SERVER_POINTS = {
+    "half of the program is there": f"test -s {PROGRAMS}/*/.part/k3s",
+    "the program is in its place": f"test -x {PROGRAMS}/*/k3s",
+    "the token is written": f"test -e {ETC}/token",
+    "the configuration is written": f"test -e {ETC}/config.yaml",
+    "the unit is written": "test -e /etc/systemd/system/k3s.service",
+    "k3s starts": "systemctl is-active k3s | grep -q activating",
+    "etcd has begun": f"test -d {DATA}/server/db/etcd/member",
+    "the API answers": "k3s kubectl get --raw=/readyz",
+    "the node is Ready": READY.format(node="t-k3s-kills", more=""),
+    "the first snapshot is begun": f"ls {DATA}/server/db/snapshots/*",
+}
 AGENT_POINTS = {
     "half of the program is there": f"test -s {PROGRAMS}/*/.part/k3s",
     "the program is in its place": f"test -x {PROGRAMS}/*/k3s",
@@ -170,3 +182,8 @@ def test_a_fresh_host_with_the_name_of_a_node_is_refused_until_that_one_is_delet
     done = site.run("agent")
     assert done.ok, done
     assert site.state("agent") == undisturbed["agent"]
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_a_servers_first_install_is_finished_by_the_next_run(site, undisturbed, number, tmp_path):
+    killed(site, undisturbed, "server", SERVER_POINTS, number, tmp_path)
