@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from tests.lab import k3s
+from tests.lab import images, k3s
 from tests.lab.fingerprint import leftovers
 from tests.lab.hosts import LabHost
 from tests.lab.k3s import Cluster, Mirror
 from tests.lab.lab import Lab
 from tests.lab.provision import Run, command_line
-from tests.lab.state import REPOSITORY, wait_for
+from tests.lab.state import REPOSITORY, run, wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
@@ -187,3 +189,51 @@ def test_a_fresh_host_with_the_name_of_a_node_is_refused_until_that_one_is_delet
 @pytest.mark.parametrize("number", range(10))
 def test_a_servers_first_install_is_finished_by_the_next_run(site, undisturbed, number, tmp_path):
     killed(site, undisturbed, "server", SERVER_POINTS, number, tmp_path)
+
+
+WEB = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 2
+      topologySpreadConstraints:
+      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}}
+      containers:
+      - {name: web, image: IMAGE, readinessProbe: {httpGet: {port: 8080, path: /}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 2567, targetPort: 8080}]}
+"""
+
+
+@pytest.mark.parametrize("how", ["reboot", "power loss"])
+def test_nodes_come_back_by_themselves(site, undisturbed, how):
+    """Both nodes at once: the workload is served again, and the next run has nothing to do."""
+    assert site.run("server").ok
+    if not site.cluster.kubectl("get", "node", site.worker.name, "--ignore-not-found"):  # it is a former cluster's
+        site.fresh("agent")
+    assert site.run("agent").ok
+    serving = images.make(images.get("busybox"), command=["httpd", "-f", "-p", "8080", "-h", "/var/www"])
+    site.cluster.apply(WEB.replace("IMAGE", site.registry.push("team/web", "1", serving)))
+    site.cluster.kubectl("rollout", "status", "deployment/web", "--timeout=240s", timeout=260)
+    uids = sorted(one["metadata"]["uid"] for one in site.cluster.get("pods")["items"])
+    with ThreadPoolExecutor() as both:
+        if how == "power loss":
+            list(both.map(LabHost.kill, (site.server, site.worker)))
+        list(both.map(LabHost.reboot if how == "reboot" else LabHost.boot, (site.server, site.worker)))
+    for host in (site.server, site.worker):
+        site.cluster.wait_ready(host.name, 400)
+    for host in (site.server, site.worker):
+        wait_for(f"{host.name} to serve", lambda host=host: run("curl", "-sm5", f"http://{host.address}:2567/", check=False) == "busybox\n", 300, pause=1)
+    site.cluster.kubectl("rollout", "status", "deployment/web", "--timeout=240s", timeout=260)
+    assert sorted(one["metadata"]["uid"] for one in json.loads(site.cluster.kubectl("get", "pods", "-o", "json"))["items"]) == uids
+    for role in ("server", "agent"):
+        assert site.run(role).changed == []
