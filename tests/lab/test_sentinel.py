@@ -17,12 +17,14 @@ pytestmark = pytest.mark.soak
 
 ADMIN, APP, REPLICA, SENTINEL, ASK = (f"canary-{word}-password-1234" for word in ("admin", "app", "replica", "sentinel", "ask"))
 NAMES = ("t-sent-a", "t-sent-b", "t-sent-c")
+# A host of the lab may be short of processor time for longer than the default's five seconds: that is no loss.
+PATIENT, DEFAULT = 20000, 5000
 UNITS = ("redis-server@limits", "redis-sentinel@limits")
 CLIENT = Path(__file__).with_name("sentinel_client.py")
 
 
 def deploy(**group: object) -> str:
-    values = "".join(f", {key}={value!r}" for key, value in group.items())
+    values = "".join(f", {key}={value!r}" for key, value in {"down_after_ms": PATIENT, **group}.items())
     return textwrap.dedent(f"""\
         import os
         from pyinfra import host
@@ -126,7 +128,7 @@ def pids(hosts) -> list[str]:
     return [host.run(f"systemctl show -p MainPID --value {' '.join(UNITS)}").stdout for host in hosts]
 
 
-def await_whole(hosts, seconds: float = 90) -> None:
+def await_whole(hosts, seconds: float = 180) -> None:
     """Until there is one primary that all sentinels name, and everybody else is its replica and up to date."""
 
     def whole() -> bool:
@@ -158,7 +160,7 @@ def test_three_hosts_one_primary_and_a_second_run_changes_nothing(hosts, outside
     for host in hosts:
         wait_for("the sentinels to know each other", lambda host=host: "OK 3 usable Sentinels" in host.run(
             f"REDISCLI_AUTH={ASK} redis-cli -h 127.0.0.1 -p 26379 --tls --cacert /etc/redis/redis-limits.ca.crt --no-auth-warning sentinel ckquorum limits 2>&1",
-            check=False).stdout, 60, pause=0.5)  # fmt: skip
+            check=False).stdout, 120, pause=0.5)  # fmt: skip
     before = pids(hosts)
     # the sentinels have written into their files meanwhile
     assert "known-replica" in hosts[0].read("/var/lib/redis/sentinel-limits/sentinel.conf")
@@ -175,20 +177,22 @@ def test_three_hosts_one_primary_and_a_second_run_changes_nothing(hosts, outside
 
 
 def test_clients_go_on_when_the_primary_is_lost(hosts, client, converge, load):
+    assert converge(down_after_ms=DEFAULT).changed == ["Sentinel"]
+    await_whole(hosts)
     old = primary_of(hosts)
     rest = [host for host in hosts if host is not old]
     stop = load("failover")
-    wait_for("the client", lambda: int(ask(old, "llen", "failover") or 0) > 50, 60, pause=0.3)
+    wait_for("the client", lambda: int(ask(old, "llen", "failover") or 0) > 50, 120, pause=0.3)
     # silently: the kernel of the lab would close its connections
     old.cut_link()
     old.kill()
-    wait_for("another primary", lambda: told(rest[0]) == told(rest[1]) != old.address, 60, pause=0.3)
+    wait_for("another primary", lambda: told(rest[0]) == told(rest[1]) != old.address, 120, pause=0.3)
     new = primary_of(rest)
     length = int(ask(new, "llen", "failover"))
-    wait_for("the client at the new primary", lambda: int(ask(new, "llen", "failover")) > length + 50, 60, pause=0.3)
+    wait_for("the client at the new primary", lambda: int(ask(new, "llen", "failover")) > length + 50, 120, pause=0.3)
 
     before = pids(rest)
-    assert converge(rest).changed == [], "a run after a failover has changed something"
+    assert converge(rest, down_after_ms=DEFAULT).changed == [], "a run after a failover has changed something"
     assert pids(rest) == before
     assert primary_of(rest) is new
 
@@ -207,9 +211,11 @@ def test_clients_go_on_when_the_primary_is_lost(hosts, client, converge, load):
     assert [ask(host, "llen", "failover") for host in hosts] == [str(len(kept))] * 3
 
     before = pids(hosts)
-    assert converge().changed == [], "a run has switched back"
+    assert converge(down_after_ms=DEFAULT).changed == [], "a run has switched back"
     assert pids(hosts) == before
     assert primary_of(hosts) is new
+    assert converge().changed == ["Sentinel"]
+    await_whole(hosts)
 
 
 def test_a_restart_of_the_primary_is_no_failover(hosts, converge):
@@ -225,9 +231,9 @@ def test_a_changed_policy_restarts_sentinels_and_no_redis(hosts, converge):
         return [host.run(f"systemctl show -p MainPID --value {UNITS[0]}").stdout for host in hosts]
 
     before, primary = servers(), primary_of(hosts)
-    assert converge(down_after_ms=3000).changed == ["Sentinel"]
+    assert converge(down_after_ms=30000).changed == ["Sentinel"]
     assert (servers(), primary_of(hosts)) == (before, primary)
-    assert converge(down_after_ms=3000).changed == []
+    assert converge(down_after_ms=30000).changed == []
     assert converge().changed == ["Sentinel"]
     # by hand
     hosts[1].run(f"REDISCLI_AUTH={ASK} redis-cli -h 127.0.0.1 -p 26379 --tls --cacert /etc/redis/redis-limits.ca.crt sentinel set limits quorum 1")
@@ -261,7 +267,7 @@ def test_all_lose_their_power(hosts):
 def test_the_first_peer_comes_back_empty_and_becomes_a_replica(hosts, converge):
     if primary_of(hosts) is hosts[0]:
         hosts[1].run(f"REDISCLI_AUTH={ASK} redis-cli -h 127.0.0.1 -p 26379 --tls --cacert /etc/redis/redis-limits.ca.crt sentinel failover limits")
-        wait_for("another primary", lambda: told(hosts[1]) != hosts[0].address, 60, pause=0.5)
+        wait_for("another primary", lambda: told(hosts[1]) != hosts[0].address, 120, pause=0.5)
         await_whole(hosts)
     primary = primary_of(hosts)
     hosts[0].reset()
@@ -295,7 +301,7 @@ def test_killed_anywhere_the_next_run_ends_it(hosts, converge, provision, tmp_pa
         kill_run(command_line(tmp_path, hosts, deploy()), converge.env, point)
     run = converge()
     assert run.ok, run
-    await_whole(hosts, 180)
+    await_whole(hosts)
     assert [line for host in hosts for line in leftovers(host)] == []
     before = pids(hosts)
     assert converge().changed == []
@@ -303,12 +309,12 @@ def test_killed_anywhere_the_next_run_ends_it(hosts, converge, provision, tmp_pa
     # a policy and a password are changed, and that is killed
     new = {"LAB_REPLICA": "canary-replica-password-new"}
     for point in (Point(1, 0.5), Point(1, 2), Point(2, 0.5), Point(2, 2)):
-        kill_run(command_line(tmp_path, hosts, deploy(down_after_ms=4000)), {**converge.env, **new}, point)
-    assert converge(more=new, down_after_ms=4000).ok
-    await_whole(hosts, 180)
-    assert converge(more=new, down_after_ms=4000).changed == []
+        kill_run(command_line(tmp_path, hosts, deploy(down_after_ms=25000)), {**converge.env, **new}, point)
+    assert converge(more=new, down_after_ms=25000).ok
+    await_whole(hosts)
+    assert converge(more=new, down_after_ms=25000).changed == []
     assert converge().ok
-    await_whole(hosts, 180)
+    await_whole(hosts)
 
 
 def test_unset(hosts, provision):
