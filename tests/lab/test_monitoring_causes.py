@@ -94,8 +94,11 @@ class Alone(Watcher):
         return provision(self.host, deploy, env=self.secrets, dry=dry, timeout=2400, **self.words(**settings))
 
     def fill(self) -> None:
-        """Have something in each database: an empty copy is none, and its backup fails."""
-        self.host.run("cd / && runuser -u postgres -- psql -Xqd cricksy_scorer -c 'CREATE TABLE kept AS SELECT generate_series(1, 9) AS id'")
+        """Have something in each database: an empty copy is none, and its backup fails.
+
+        A table that the owner has not made is one to which the next run lets the other roles in.
+        """
+        self.host.run("cd / && runuser -u postgres -- psql -Xqd cricksy_scorer -c 'SET ROLE cricksy_owner; CREATE TABLE kept AS SELECT generate_series(1, 9) AS id'")
         self.ask_redis("broker", "lpush celery kept")
         play(self.site, 4, players=2, moves=1)
 
