@@ -7,6 +7,7 @@ Prometheus and Alertmanager, from the mail server's own file, and from the stran
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -159,17 +160,20 @@ def test_every_target_is_up_and_a_second_run_changes_nothing(alone):
 
 def test_databases_in_containers_tell_what_the_others_do(alone):
     alone.look()
-    wait_for("the figures of liap's Redis", lambda: alone.query('redis_up{part="liap-redis-1"} == 1'), 60, pause=1)
+    wait_for("the figures of liap's Redis", lambda: alone.query('instance:redis_memory_used:percent{part="liap-redis-1"}'), 120, pause=1)
+    assert alone.value('redis_up{part="liap-redis-1"}') == 1
     assert alone.value('redis_memory_max_bytes{part="liap-redis-1"}') == 32 * 1024 * 1024
     assert 0 < alone.value('instance:redis_memory_used:percent{part="liap-redis-1"}') < 80
     page = alone.host.read(f"{TEXTFILES}/containers.prom")
     assert canary.in_text(page, {key: value for key, value in alone.secrets.items() if len(value) > 7}) == []
-    wait_for("the figures of liap's PostgreSQL", lambda: alone.query('pg_up{part="liap-postgres-1"} == 1'), 60, pause=1)
+    wait_for("the figures of liap's PostgreSQL", lambda: alone.query('instance:postgres_connections_used:percent{part="liap-postgres-1"}'), 120, pause=1)
+    assert alone.value('pg_up{part="liap-postgres-1"}') == 1
     assert 0 < alone.value('instance:postgres_connections_used:percent{part="liap-postgres-1"}') < 80
     assert alone.value('pg_database_size_bytes{part="liap-postgres-1", datname="liap_archive"}') > 1e6
     for board in (dashboards.containers(80), dashboards.liap(80)):
         for title, query in dashboards.queries(board):
-            assert alone.query(query), title
+            # a rule has its figure a moment after what it is made of
+            wait_for(title, functools.partial(alone.query, query), 120, pause=1)
 
 
 def test_secrets_stand_where_they_belong(alone):
