@@ -29,6 +29,7 @@ mon allow pool size one = true
 [client.rgw.{name}]
 rgw frontends = beast port={port}
 rgw enable usage log = false
+{more}
 """
 _FSID = "6f1d3c0e-5b1f-4a55-9d0c-2f6f2f0c6a10"
 # Each daemon goes to the background by itself once it is up.
@@ -50,15 +51,19 @@ again radosgw -n client.rgw.{name}
 
 
 class Ceph:
-    """The server and its users; ``url`` is where it answers."""
+    """The server and its users; ``url`` is where it answers.
 
-    def __init__(self, host: LabHost) -> None:
+    + day_seconds: how long a day lasts for the rules of a bucket's lifecycle, at least 1; by default a day
+    """
+
+    def __init__(self, host: LabHost, day_seconds: int | None = None) -> None:
         self._host = host
+        self._more = f"rgw lc debug interval = {day_seconds}" if day_seconds else ""
         self.url = f"http://{host.address}:{PORT}"
 
     def start(self) -> Ceph:
         """Install and start it."""
-        node = {"name": self._host.name, "address": self._host.address, "fsid": _FSID, "port": PORT}
+        node = {"name": self._host.name, "address": self._host.address, "fsid": _FSID, "port": PORT, "more": self._more}
         self._host.run(
             "apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends "
             + _PACKAGES,

@@ -9,6 +9,7 @@ import boto3.session
 import pytest
 from botocore.config import Config
 
+from settings.archive import TAG
 from tests.lab import network
 from tests.lab.ceph import Ceph
 from tests.lab.state import Process, slot_directory, wait_for
@@ -337,9 +338,9 @@ def test_secrets_are_where_they_belong(host):
 
 
 def test_a_server_that_is_not_aws_keeps_the_rules(lab, provision):
-    """Ceph gives them back in a form of its own."""
+    """Ceph gives them back in a form of its own, and removes by them: what is tagged and past its days, and that alone."""
     machine = lab.host("t-archive-ceph")
-    ceph = Ceph(machine).start()
+    ceph = Ceph(machine, day_seconds=1).start()
     keys = ceph.user("liap")
     text = textwrap.dedent(f"""\
         from operations import s3
@@ -359,4 +360,16 @@ def test_a_server_that_is_not_aws_keeps_the_rules(lab, provision):
     rules = s3.get_bucket_lifecycle_configuration(Bucket="liap-archives")["Rules"]
     assert provision(machine, text).changed == [], rules
     assert [rule["Expiration"] for rule in rules if "Expiration" in rule] == [{"Days": 20}]
+
+    put = {"games/old.json": TAG, "games/kept.json": "", "games/other.json": "hostwright-archive=no", "elsewhere/old.json": TAG}
+    for key, tagging in put.items():
+        s3.put_object(Bucket="liap-archives", Key=key, Body=b"{}", Tagging=tagging)
+
+    def there() -> set[str]:
+        # the server looks by itself too, at times of its own
+        machine.run("radosgw-admin lc process", timeout=120)
+        return {found["Key"] for found in s3.list_objects_v2(Bucket="liap-archives").get("Contents", [])}
+
+    assert there() == set(put)
+    wait_for("the object that is past its days", lambda: there() == set(put) - {"games/old.json"}, 240, pause=2)
     lab.destroy(machine)
