@@ -107,6 +107,20 @@ class Host:
         return merged([self.base.needs(), *(system.needs() for system in self.systems), own, *of_pairs])
 
     @property
+    def backed_up(self) -> tuple[str, ...]:
+        """What has something on this host that must be backed up, in words; nothing where backups are off."""
+        has_data = {
+            "the gateway": self.gateway is not None,
+            "mcbench": self.mcbench is not None and bool({"postgres", "object"} & set(self.mcbench.components)),
+            "cricksy": self.cricksy is not None and (self.cricksy.runs_postgres or self.cricksy.runs_redis),
+            "k3s": self.k3s is not None and self.k3s.role == "server",
+            "liap": self.liap is not None and self.liap.keeps_archive,
+            "liap's archive": self.liap_services is not None and self.liap_services.runs_pgbouncer,
+            "codeclashers": self.codeclashers is not None and (self.codeclashers.backup_mongodb_enabled or self.codeclashers.backup_redis_enabled),
+        }
+        return tuple(system for system, needs in has_data.items() if needs and self.backup.enabled)
+
+    @property
     def hostname(self) -> str:
         """The host name to set: `base_hostname`, or the name in the inventory."""
         return self.base.hostname or self.name
@@ -221,16 +235,7 @@ def _node_port_faults(host: Host) -> Iterator[Fault]:
 
 
 def _backup_faults(host: Host) -> Iterator[Fault]:
-    has_data = {
-        "the gateway": host.gateway is not None,
-        "mcbench": host.mcbench is not None and bool({"postgres", "object"} & set(host.mcbench.components)),
-        "cricksy": host.cricksy is not None and (host.cricksy.runs_postgres or host.cricksy.runs_redis),
-        "k3s": host.k3s is not None and host.k3s.role == "server",
-        "liap": host.liap is not None and host.liap.keeps_archive,
-        "codeclashers": host.codeclashers is not None and (host.codeclashers.backup_mongodb_enabled or host.codeclashers.backup_redis_enabled),
-    }
-    wanted = [system for system, needs in has_data.items() if needs]
-    if wanted and host.backup.enabled and not host.backup.password:
+    if (wanted := host.backed_up) and not host.backup.password:
         yield Fault(
             "backup_password",
             f"is required to back up {' and '.join(wanted)}",

@@ -117,10 +117,11 @@ SAME = (
 def host_faults(host: Any) -> Iterator[Fault]:
     """Yield what the archive's database asks of the other parts of its host."""
     settings: LiapServices = host.liap_services
-    if settings.runs_pgbouncer and host.backup.enabled:
-        for key, value in (("liap_postgres_backup_password", settings.postgres_backup_password), ("backup_password", host.backup.password)):
-            if not value:
-                yield Fault(key, "is required to back up liap's archive", hint=f"write {key} = 'env:{key.upper()}', or backup_enabled = False", host=host.name)
+    if settings.runs_pgbouncer and host.backup.enabled and not settings.postgres_backup_password:
+        yield Fault(
+            "liap_postgres_backup_password", "is required to back up liap's archive",
+            hint="write liap_postgres_backup_password = 'env:LIAP_POSTGRES_BACKUP_PASSWORD', or backup_enabled = False", host=host.name,
+        )  # fmt: skip
 
 
 def fleet_faults(backends: Mapping[str, Liap], services: Mapping[str, LiapServices]) -> Iterator[Fault]:

@@ -54,6 +54,7 @@ FAULTS = {
     "test_backups_are_configured": "systemctl disable --now hostwright-backup-gateway.timer",
     "test_every_repository_has_the_last_backup": "",  # an old one, by the line below
     "test_last_backup_is_recent_and_good": "sed -i 's/\"last_success\": \"20../\"last_success\": \"2020/' /var/lib/hostwright/backup/gateway.json",
+    "test_backup_was_restored_and_checked_lately": "sed -i 's/\"last_verified\": \"20../\"last_verified\": \"2020/' /var/lib/hostwright/backup/gateway.json",
     "test_backup_secrets_are_readable_by_root_alone": "chmod 644 /etc/hostwright/backup/*.env",
     "test_monitoring_can_read_what_the_host_is": "rm /var/lib/prometheus/node-exporter/hostwright.prom",
     "test_packages_are_installed": "dpkg --remove --force-depends tmux",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from settings import Port, load_host
+from settings.backup import Backup
 from tests.verify import evidence, fleet, test_backup, test_exposure
-from tests.verify.evidence import Unreachable
+from tests.verify.conftest import Machine
+from tests.verify.evidence import Output, Unreachable
 from tests.verify.fleet import FleetError, Target
 
 
@@ -109,6 +112,98 @@ def test_listeners_on_loopback_are_left_out() -> None:
 )
 def test_interval_of_a_schedule(when: str, days: float) -> None:
     assert test_backup.interval(when) == timedelta(days=days)
+
+
+def asked_of(*sources: tuple[str, str, int, str, int, dict[str, object]], backed_up: tuple[str, ...] = ("the shop",)) -> Machine:
+    """Return a host with backups every night and drills every Sunday.
+
+    + sources: of each its name, how its last backup ended and how long ago that was due (s), the same of its drill, what was noted
+    """
+    now = int(datetime.now(timezone.utc).timestamp())
+    lines = [
+        f"{name} active enabled {run} {now - run_age} active enabled {drill} {now - drill_age}\t{json.dumps(state)}"
+        for name, run, run_age, drill, drill_age, state in sources
+    ]
+    target = SimpleNamespace(name="shop", settings=SimpleNamespace(backup=Backup(), backed_up=backed_up))
+    machine = Machine(target)  # type: ignore[arg-type]
+    machine.evidence.set_result({"backup-sources": Output(0, "\n".join(lines))})
+    return machine
+
+
+def outcomes(machine: Machine) -> list[str]:
+    """Return how each check of backups ends."""
+    found = []
+    for check in (
+        test_backup.test_backups_are_configured, test_backup.test_last_backup_is_recent_and_good,
+        test_backup.test_every_repository_has_the_last_backup, test_backup.test_backup_was_restored_and_checked_lately,
+    ):  # fmt: skip
+        try:
+            check(machine)
+        except (AssertionError, pytest.skip.Exception) as error:
+            found.append(str(error).splitlines()[0])
+        else:
+            found.append("passed")
+    return found
+
+
+HOUR, DAY = 3600, 86400
+
+
+def noted(age: int) -> str:
+    return (datetime.now(timezone.utc) - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def good(age: int = HOUR) -> dict[str, object]:
+    """Return what is noted where both jobs succeeded so many seconds ago."""
+    return {"last_success": noted(age), "last_verified": noted(age), "failure": "", "drill_failure": "", "repositories": {"primary": {"last_success": noted(age)}}}
+
+
+def test_good_backups_pass() -> None:
+    assert outcomes(asked_of(("a", "success", HOUR, "success", HOUR, good()), ("b", "success", HOUR, "success", HOUR, good()))) == ["passed"] * 4
+
+
+def test_backups_that_were_not_due_so_far_are_not_missed() -> None:
+    new = ("a", "success", HOUR, "success", HOUR, {})
+    not_due = "none was due so far: pyinfra INVENTORY deploys.backup"
+    assert outcomes(asked_of(new)) == ["passed", *[f"{not_due}.run makes one now"] * 2, f"{not_due}.drill makes one now"]
+    # a new source beside an old one hides nothing of that one
+    old = ("b", "success", HOUR, "success", HOUR, good(8 * DAY))
+    assert [said.partition(" ")[0] for said in outcomes(asked_of(new, old))] == ["passed", "b", "b:", "b"]
+
+
+def test_backups_that_were_due_and_did_not_come_are_missed() -> None:
+    no_backup, no_drill = "b: there is no backup: pyinfra INVENTORY deploys.backup.run", "b: no copy was ever restored: pyinfra INVENTORY deploys.backup.drill"
+    never = asked_of(("a", "success", HOUR, "success", HOUR, good()), ("b", "success", 31 * HOUR, "success", 8 * DAY, {}))
+    assert outcomes(never) == ["passed", no_backup, "b", no_drill]
+    broken = asked_of(("b", "exit-code", HOUR, "exit-code", HOUR, {}))
+    assert outcomes(broken) == ["passed", no_backup, "b", no_drill]
+    failed = asked_of(("b", "success", HOUR, "success", HOUR, good() | {"failure": "disk full", "drill_failure": "truncated"}))
+    assert outcomes(failed) == ["passed", "b: disk full", "passed", "b: truncated"]
+
+
+def test_hosts_that_declare_nothing_are_asked_whether_they_should() -> None:
+    assert outcomes(asked_of())[0] == "nothing is backed up of the shop"
+    assert outcomes(asked_of(backed_up=())) == ["no system of shop has something to back up"] * 4
+
+
+def test_sources_are_read_where_there_are_none_and_where_nothing_ran_yet(tmp_path: Path) -> None:
+    command = test_backup.EVIDENCE["backup-sources"].replace(test_backup.CONFIG, str(tmp_path / "config")).replace(test_backup.STATE, str(tmp_path))
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text("#!/bin/sh\necho active\n")
+    systemctl.chmod(0o755)
+
+    def read() -> Output:
+        return evidence.gather(Shell(), {"it": f"PATH={tmp_path}:$PATH; {command}"})["it"]  # type: ignore[arg-type]
+
+    assert (read().rc, read().lines) == (0, [])
+    (tmp_path / "config").mkdir()
+    assert (read().rc, read().lines) == (0, [])
+    (tmp_path / "config" / "a.json").write_text("{}")
+    (tmp_path / "config" / "b.json").write_text("{}")
+    (tmp_path / "b.json").write_text('{\n  "failure": "x"\n}\n')
+    first, second = map(test_backup.parsed, read().lines)
+    assert (first.name, first.state, first.run.since > timedelta(days=365)) == ("a", {}, True)
+    assert (second.name, second.state) == ("b", {"failure": "x"})
 
 
 class Shell:
