@@ -68,6 +68,30 @@ def kill_run(command: Sequence[str], env: Mapping[str, str], point: Point) -> st
     return names[-1]
 
 
+def moments(count: int, shortest: float, longest: float) -> list[float]:
+    """Return so many times (s) after a run's start, anywhere between two; the same for the same seed, which is printed."""
+    print(f"HOSTWRIGHT_KILL_SEED={SEED}")  # noqa: T201 - pytest shows it when the test fails
+    dice = random.Random(SEED)
+    return [dice.uniform(shortest, longest) for _ in range(count)]
+
+
+def kill_after(command: Sequence[str], seconds: float, host: LabHost | None = None) -> None:
+    """Start a run and kill it some time after that, not gently.
+
+    + host: whose power fails a moment before, so that nothing ends there in good order; it boots again
+    """
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )  # fmt: skip
+    time.sleep(seconds)
+    if host:
+        host.kill()
+    process.kill()
+    process.wait()
+    if host:
+        host.boot()
+
+
 def kill_both_ends(command: Sequence[str], env: Mapping[str, str], host: LabHost, lock: str, seconds: float) -> None:
     """Start a run, and kill it and the program that works for it on the host, some time after that has begun.
 

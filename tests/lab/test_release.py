@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import random
 import subprocess
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +11,9 @@ import pytest
 
 from tests.lab import apps
 from tests.lab.hosts import LabHost
+from tests.lab.kill import kill_after, moments
 from tests.lab.lab import Lab
 from tests.lab.provision import Run, command_line
-from tests.lab.state import REPOSITORY
 
 ROOT = "/opt/shop"
 RELEASES = f"{ROOT}/releases"
@@ -276,27 +273,12 @@ def test_python_may_be_one_that_uv_finds(host, build, served):
     assert "cannot install Python 3.99" in run.stderr
 
 
-def _moments(number: int) -> list[float]:
-    seed = int(os.environ.get("HOSTWRIGHT_SEED", random.randrange(10**6)))
-    print(f"HOSTWRIGHT_SEED={seed}")  # noqa: T201 (how to run the same again)
-    chance = random.Random(seed)
-    return [chance.uniform(0.8, 8.0) for _ in range(number)]
-
-
 @pytest.mark.parametrize("number", [1, pytest.param(10, marks=pytest.mark.soak)])
 def test_host_that_dies_during_a_build_leaves_nothing_half(host, build, served, tmp_path, number):
     source, locked = git(served[1], "v1.1.0"), "requirements.txt"
-    for seconds in _moments(number):
+    for seconds in moments(number, 0.8, 8):
         host.run(f"rm -rf {RELEASES}")
-        process = subprocess.Popen(
-            command_line(tmp_path, host, deploy_text(source, requirements=locked)), cwd=REPOSITORY, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(seconds)
-        host.kill()
-        process.kill()
-        process.wait()
-        host.boot()
+        kill_after(command_line(tmp_path, host, deploy_text(source, requirements=locked)), seconds, host)
         assert build(source, requirements=locked).ok, f"killed after {seconds:.2f}s"
         [name] = releases(host)
         at = f"{RELEASES}/{name}"

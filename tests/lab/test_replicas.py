@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import http.client
 import json
-import os
 import random
 import socket
 import subprocess
@@ -15,12 +14,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab.hosts import LabHost
+from tests.lab.kill import kill_after, moments
 from tests.lab.lab import Lab
 from tests.lab.provision import Run, command_line
 from tests.lab.state import REPOSITORY, wait_for
@@ -783,34 +782,12 @@ def test_after_a_failed_host_the_next_is_not_touched(host, lab, provision, serve
             lab.destroy(other)
 
 
-def _kill_after(host: LabHost, scratch: Path, seconds: float, power: bool, text: str) -> None:
-    """Start a rollout and end it in the middle: the run alone, or the whole host."""
-    process = subprocess.Popen(
-        command_line(scratch, host, text), cwd=REPOSITORY, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    time.sleep(seconds)
-    if power:
-        host.kill()
-    process.kill()
-    process.wait()
-    if power:
-        host.boot()
-
-
-def _kills(number: int) -> list[tuple[float, bool]]:
-    seed = int(os.environ.get("HOSTWRIGHT_SEED", random.randrange(10**6)))
-    print(f"HOSTWRIGHT_SEED={seed}")  # noqa: T201 (how to run the same again)
-    chance = random.Random(seed)
-    return [(chance.uniform(0.5, 7.0), turn % 2 == 1) for turn in range(number)]
-
-
 @pytest.mark.parametrize("number", [1, pytest.param(20, marks=pytest.mark.soak)])
 def test_killed_anywhere_one_more_run_converges(host, served, tmp_path, number):
-    for turn, (seconds, power) in enumerate(_kills(number)):
-        version = turn % 2 + 2
+    for turn, seconds in enumerate(moments(number, 0.5, 7)):
+        power, version = turn % 2 == 1, turn % 2 + 2
         with Traffic(host) if not power else contextlib.nullcontext() as traffic:
-            _kill_after(host, tmp_path, seconds, power, rollout_text(version=version))
+            kill_after(command_line(tmp_path, host, rollout_text(version=version)), seconds, host if power else None)
             at = f"killed after {seconds:.2f}s, {'host' if power else 'run'}"
             run = served(version=version)
         assert run.ok, f"{at}: {run}"
@@ -1050,11 +1027,11 @@ def test_alias_leaves_and_what_is_open_goes_on_even_where_the_address_is_given_t
 @pytest.mark.soak
 def test_alias_and_a_run_killed_anywhere(street, provision, tmp_path):
     assert provision(street, lantern_text()).ok
-    for turn, (seconds, power) in enumerate(_kills(10)):
-        version = turn % 2 + 2
+    for turn, seconds in enumerate(moments(10, 1, 14)):
+        power, version = turn % 2 == 1, turn % 2 + 2
         with Street(street) if not power else contextlib.nullcontext() as traffic:
-            _kill_after(street, tmp_path, seconds * 2, power, lantern_text(version))
-            at = f"killed after {seconds * 2:.2f}s, {'host' if power else 'run'}"
+            kill_after(command_line(tmp_path, street, lantern_text(version)), seconds, street if power else None)
+            at = f"killed after {seconds:.2f}s, {'host' if power else 'run'}"
             run = provision(street, lantern_text(version))
         assert run.ok, f"{at}: {run}"
         assert not traffic or traffic.failures == [], at

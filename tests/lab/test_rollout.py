@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import random
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.lab.hosts import LabHost
+from tests.lab.kill import kill_after, moments
 from tests.lab.lab import Lab
 from tests.lab.provision import Run, command_line
-from tests.lab.state import REPOSITORY, wait_for
+from tests.lab.state import wait_for
 
 # Answers on a Unix socket; ends like uvicorn: no new connections after SIGTERM, running requests come to their end.
 SERVER = r"""
@@ -362,34 +359,12 @@ def test_bad_input_is_refused(host, served, arguments, words):
     assert ask(host)[0] == "one"
 
 
-def _kill_after(host: LabHost, scratch: Path, seconds: float, power: bool, **arguments: object) -> None:
-    """Start a rollout and end it in the middle: the run alone, or the whole host."""
-    process = subprocess.Popen(
-        command_line(scratch, host, deploy_text(**arguments)), cwd=REPOSITORY, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    time.sleep(seconds)
-    if power:
-        host.kill()
-    process.kill()
-    process.wait()
-    if power:
-        host.boot()
-
-
-def _kills(number: int) -> list[tuple[float, bool]]:
-    seed = int(os.environ.get("HOSTWRIGHT_SEED", random.randrange(10**6)))
-    print(f"HOSTWRIGHT_SEED={seed}")  # noqa: T201 (how to run the same again)
-    chance = random.Random(seed)
-    return [(chance.uniform(0.5, 4.0), chance.random() < 0.5) for _ in range(number)]
-
-
 @pytest.mark.parametrize("number", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_killed_anywhere_one_more_run_converges(host, served, tmp_path, number):
     lamps = ["two", "one"]
-    for turn, (seconds, power) in enumerate(_kills(number)):
-        lamp = lamps[turn % 2]
-        _kill_after(host, tmp_path, seconds, power, lamp=lamp)
+    for turn, seconds in enumerate(moments(number, 0.5, 4)):
+        power, lamp = turn % 2 == 1, lamps[turn % 2]
+        kill_after(command_line(tmp_path, host, deploy_text(lamp=lamp)), seconds, host if power else None)
         at = f"killed after {seconds:.2f}s, {'host' if power else 'run'}"
         run = served(lamp=lamp)
         assert run.ok, f"{at}: {run}"
