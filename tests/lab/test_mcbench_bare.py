@@ -76,11 +76,19 @@ def test_checks_of_production_pass(fleet: Fleet, tmp_path: Path) -> None:
         done = fleet.type(f"deploys.backup.{job}")
         assert done.returncode == 0, done.stdout
     fleet.command(tmp_path, DEPLOY)
-    checked = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/verify", "--inventory", str(tmp_path / "inventory.py")],
-        cwd=REPOSITORY, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=300, env={**os.environ, **ENV},
-    )  # fmt: skip
-    assert checked.returncode == 0, checked.stdout[-6000:]
+
+    def checked(*options: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/verify", "--inventory", str(tmp_path / "inventory.py"), *options]
+        return subprocess.run(words, cwd=REPOSITORY, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=300, env={**os.environ, **ENV})
+
+    done = checked()
+    assert done.returncode == 0, done.stdout[-6000:]
+    # backups of any system are asked about, not the gateway's alone
+    timer = fleet.front.run("systemctl list-units --plain --no-legend 'hostwright-backup-*postgres.timer' | cut -d' ' -f1").stdout.strip()
+    fleet.front.run(f"systemctl stop {timer}")
+    done = checked("-k", "test_backups_are_configured")
+    fleet.front.run(f"systemctl start {timer}")
+    assert f"FAILED tests/verify/test_backup.py::test_backups_are_configured[{fleet.front.name}]" in done.stdout, done.stdout
 
 
 def test_exposure_is_the_same_after_a_restart_of_the_engines(fleet: Fleet, stranger: LabHost) -> None:
