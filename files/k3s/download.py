@@ -23,7 +23,8 @@ def fetch(url, part, seconds):
         size = 0
         while True:
             try:
-                block = answer.read(1 << 20)
+                # what there is: waiting for a whole block of a server that trickles would outlast the end
+                block = answer.read1(1 << 20)
             except http.client.IncompleteRead:
                 block = b""
             if not block:

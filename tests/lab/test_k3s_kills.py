@@ -95,14 +95,16 @@ class Site:
         """Begin a run and kill it as soon as ``seen`` succeeds on the host; return whether it was before the run's end."""
         host = self.hosts(role)[-1]
         command = command_line(scratch, self.hosts(role), self.text(role))
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, env={**os.environ, "NO_COLOR": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
+        with (scratch / "said").open("w") as said:
+            process = subprocess.Popen(
+                command, cwd=REPOSITORY, env={**os.environ, "NO_COLOR": "1"}, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+            )
         wait_for(seen, lambda: process.poll() is not None or host.run(seen, check=False).returncode == 0, 400)
         was_before = process.poll() is None
         if was_before:
             os.killpg(process.pid, signal.SIGKILL)
+        else:
+            print((scratch / "said").read_text()[-4000:])  # noqa: T201 - pytest shows it when the test fails
         process.wait()
         return was_before
 

@@ -1,7 +1,10 @@
 """Versions, refusals, rules and settings of k3s: what needs no host."""
 
 import hashlib
+import http.server
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -369,6 +372,39 @@ def program(name):
     names: dict = {"__name__": name}
     exec(compile(Path(k3s.__file__).parents[1].joinpath(f"files/k3s/{name}.py").read_text(), name, "exec"), names)
     return names
+
+
+class Trickle(http.server.BaseHTTPRequestHandler):
+    """A server that never stops, and never sends much."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(1 << 20))
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while not self.server.over.wait(0.02):
+                self.wfile.write(b"x" * 1000)
+        except OSError:
+            return
+
+    def log_message(self, *words):
+        pass
+
+
+def test_a_server_that_trickles_is_left_in_time_and_what_came_is_there_before(tmp_path):
+    """Blocks that are waited for as a whole end after the deadline: of a megabyte, 21 s after it here."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trickle) as server:
+        server.over = threading.Event()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match="not whole after 1 s"):
+            program("download")["fetch"](f"http://127.0.0.1:{server.server_port}/k3s", str(tmp_path / "k3s"), 1)
+        took = time.monotonic() - began
+        server.over.set()
+        server.shutdown()
+    assert took < 10
+    assert 0 < (tmp_path / "k3s").stat().st_size < 1 << 20
 
 
 class Cluster:
