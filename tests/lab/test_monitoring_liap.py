@@ -86,6 +86,8 @@ def test_every_target_is_up_and_a_second_run_changes_nothing(fleet: WatchedFleet
     assert (fleet.ids(), fleet.pids(), pids(fleet)) == before
     wait_for("all that is asked", lambda: len(fleet.watcher.query('{__name__=~"redis_up|pg_up|pgbouncer_up|probe_success"} == 1')) == 9, 60, pause=1)
     assert {one["value"][1] for one in fleet.watcher.query("redis_sentinel_master_ok_sentinels")} == {"3"}
+    # each site was looked at more than once by now, and of one that is well nothing is told
+    assert "Beginning probe" not in fleet.watch.run("journalctl -u hostwright-exporter-blackbox.service -o cat").stdout
     for host in fleet.hosts:
         allowed = {22, 80, 443} if host is fleet.host else {22}
         assert {frozenset(family.reached) for family in scan(stranger, host).values()} == {frozenset(allowed)}, host.name
