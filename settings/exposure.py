@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -20,3 +21,12 @@ class Port(Model):
     proto: Literal["tcp", "udp"] = "tcp"
     sources: Many[Network] = ()
     why: Annotated[Line, Field(min_length=1)]
+
+
+def in_order(ports: Iterable[Port]) -> tuple[Port, ...]:
+    """Return the ports in numerical order, each once, and in the same order in every run.
+
+    Two systems may open one port to the same networks, each with its own reason; whichever comes first gives the
+    firewall's rule its words.
+    """
+    return tuple(sorted(set(ports), key=lambda port: (port.port, port.proto, port.sources, port.why)))

@@ -20,7 +20,7 @@ from settings.cricksy import Cricksy
 from settings.cricksy import fleet_faults as cricksy_faults
 from settings.docker import Docker
 from settings.errors import Fault, SettingsError
-from settings.exposure import Port
+from settings.exposure import Port, in_order
 from settings.gateway import Gateway
 from settings.k3s import GROUPS as K3S_GROUPS
 from settings.k3s import K3s
@@ -96,8 +96,7 @@ class Host:
     @property
     def exposure(self) -> tuple[Port, ...]:
         """Every port that may be reached from outside, in numerical order."""
-        ports = [*self.base.ports(), *(port for system in self.systems for port in system.ports()), *watching.ports(self)]
-        return tuple(sorted(set(ports), key=lambda port: (port.port, port.proto, port.sources)))
+        return in_order([*self.base.ports(), *(port for system in self.systems for port in system.ports()), *watching.ports(self)])
 
     @property
     def requirements(self) -> Requirements:

@@ -7,6 +7,7 @@ import pytest
 from facts.exposure import Connection, FirewallState, parse
 from operations.exposure import _is_live, rules, with_ssh
 from settings import Port
+from settings.exposure import in_order
 
 
 def test_port_without_sources_is_open_to_anyone_over_both_families():
@@ -35,6 +36,13 @@ def test_source_restricts_one_family(source, in_file, live):
     (rule,) = rules([Port(port=53, proto="udp", sources=(source,), why="names")])
     assert rule.file_lines[1] == in_file
     assert rule.live_line == live
+
+
+def test_one_port_of_several_systems_has_the_same_words_in_every_run():
+    """Sets of words have another order in each process: the rule's comment changed from run to run."""
+    ports = [Port(port=9127, sources=("192.0.2.9/32",), why=f"metrics of {letter}") for letter in "hgfedcba"]
+    assert [port.why[-1] for port in in_order([*ports, *ports])] == list("abcdefgh")
+    assert {rule.why for rule in rules(in_order(ports))} == {"metrics of a"}
 
 
 def test_rules_are_sorted_and_each_stands_once():
