@@ -28,11 +28,13 @@ class ClusterNode(Record):
     + taints: ``key=value:Effect``, without those that Kubernetes sets itself
     + annotations: ours alone
     + votes: nothing says that it has no vote in etcd
+    + boot: of its host, in which its kubelet said all this
     """
 
     version: str = ""
     architecture: str = ""
     ready: bool = False
+    boot: str = ""
     votes: bool = True
     schedulable: bool = True
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +49,7 @@ class K3sState(Record):
     What ``K3s`` returns.
 
     + architecture: ``amd64`` or ``arm64``, else what ``uname -m`` says
+    + boot: id of the host's present boot
     + installed: version that /usr/local/bin/k3s leads to, or says; "" when there is none
     + program_sha256: of the program of the wanted version; "" when it is not there
     + begun: there is a datastore; + datastore: ``etcd``, ``sqlite`` or ""
@@ -57,6 +60,7 @@ class K3sState(Record):
     """
 
     architecture: str = ""
+    boot: str = ""
     installed: str = ""
     program: str = ""
     program_sha256: str = ""

@@ -402,12 +402,17 @@ def _patiently(
     return lines
 
 
-def _awaited(node: _Node) -> ClusterNode | None:
+def _is_up(own: ClusterNode | None, boot: str) -> bool:
+    """Whether a node is Ready in this boot of its host: until its kubelet reports anew, the API has what it said before the power failed."""
+    return own is not None and own.ready and own.boot in ("", boot)
+
+
+def _awaited(node: _Node, boot: str) -> ClusterNode | None:
     """Return the node once it is Ready: k3s that began with the host's boot, and not in this run, may be on its way up."""
     end = time.monotonic() + node.start_seconds
     while True:
         own = (_cluster(node) or {}).get(node.node_name)
-        if (own is not None and own.ready) or time.monotonic() > end:
+        if _is_up(own, boot) or time.monotonic() > end:
             return own
         time.sleep(5)
 
@@ -468,9 +473,9 @@ def _converge(node: _Node) -> Generator[StringCommand | FunctionCommand, None, N
     if changed and run_state.is_executing:
         nodes = _cluster(node)
         own = (nodes or {}).get(node.node_name)
-    if (own is None or not own.ready) and run_state.is_executing:
-        own = _awaited(node)
-        if own is None or not own.ready:
+    if not _is_up(own, state.boot) and run_state.is_executing:
+        own = _awaited(node, state.boot)
+        if not _is_up(own, state.boot):
             yield from preflight.refused([f"k3s: {node.unit} runs, and {node.node_name} is no node that is Ready within {node.start_seconds} s: journalctl -u {node.unit}"])
             return
     # only now: a run that was killed while k3s restarted leaves an API that answers nobody when the next one begins

@@ -79,6 +79,7 @@ def nodes():
             "version": status["nodeInfo"]["kubeletVersion"],
             "architecture": status["nodeInfo"]["architecture"],
             "ready": ready == ["True"],
+            "boot": status["nodeInfo"].get("bootID", ""),
             "votes": all(c["status"] == "True" for c in status.get("conditions", []) if c["type"] == "EtcdIsVoter"),
             "schedulable": not spec.get("unschedulable", False),
             "labels": meta.get("labels", {}),
@@ -100,6 +101,7 @@ def main(values):
     wanted = values["version"]
     sys.stdout.write(json.dumps({
         "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
+        "boot": text("/proc/sys/kernel/random/boot_id").strip(),
         "installed": version,
         "program": target,
         "program_sha256": digest(f"{PROGRAMS}/{wanted}/k3s") if wanted else "",

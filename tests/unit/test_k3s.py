@@ -630,7 +630,7 @@ class Steps:
         monkeypatch.setattr(k3s, "_held_back", lambda: [])
         monkeypatch.setattr(k3s, "_came_to_its_end", lambda: self.logged.append("ended"))
         monkeypatch.setattr(k3s, "_cluster", lambda _node, _own=None: self.nodes)
-        monkeypatch.setattr(k3s, "_awaited", lambda node: self.comes or (self.nodes or {}).get(node.node_name) or READY)
+        monkeypatch.setattr(k3s, "_awaited", lambda node, boot: self.comes or (self.nodes or {}).get(node.node_name) or READY)
         monkeypatch.setattr(k3s.preflight, "refused", lambda lines: iter([f"refused: {lines[0]}"]))
         monkeypatch.setattr(k3s.fileset.files, "_inner", lambda entries, unit=None, **_: iter([f"files {unit}"] if unit in files else []))
         monkeypatch.setattr(k3s.unit_operation.unit, "_inner", lambda **_: iter(["start"] if starts else []))
@@ -680,6 +680,16 @@ def test_a_node_that_is_on_its_way_up_since_a_boot_is_waited_for(monkeypatch):
     assert almost.take(node("agent")) == []
     never = Steps(monkeypatch, found, {"s": READY}, comes=ClusterNode("v1.33.5+k3s1", ready=False, server=False))
     [line] = never.take(node("agent"))
+    assert "k1 is no node that is Ready within" in line
+
+
+def test_what_a_node_said_before_the_power_failed_does_not_count(monkeypatch):
+    """The API has it as Ready for up to a minute, whatever has become of it."""
+    before, since = (ClusterNode("v1.33.5+k3s1", ready=True, server=True, boot=boot) for boot in ("one", "two"))
+    found = state(**RUNS, boot="two")
+    for nodes, comes in (({"k1": since}, None), ({"k1": before}, since)):
+        assert Steps(monkeypatch, found, nodes, comes=comes).take(node()) == []
+    [line] = Steps(monkeypatch, found, {"k1": before}, comes=before).take(node())
     assert "k1 is no node that is Ready within" in line
 
 
