@@ -80,10 +80,9 @@ def kill_after(command: Sequence[str], seconds: float, host: LabHost | None = No
 
     + host: whose power fails a moment before, so that nothing ends there in good order; it boots again
     """
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )  # fmt: skip
-    time.sleep(seconds)
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
     if host:
         host.kill()
     process.kill()
